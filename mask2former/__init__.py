@@ -1,0 +1,3 @@
+"""Mask2Former as a detectron2 extension."""
+
+__version__ = "0.1.0"
