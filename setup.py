@@ -15,7 +15,7 @@ EXTRAS = {
     "demo": ["gradio"],
     "video": ["av"],
     "cityscapes": ["cityscapesscripts"],
-    "dev": ["ruff", "pyright", "pytest", "pytest-xdist", "hypothesis", "transformers>=5", "safetensors", "cityscapesscripts", "av"],
+    "dev": ["ruff", "mypy", "pytest", "pytest-xdist", "hypothesis", "transformers>=5", "safetensors", "cityscapesscripts", "av"],
 }
 
 setup(
