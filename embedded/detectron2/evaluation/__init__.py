@@ -1,0 +1,1 @@
+"""Evaluators: the numbers of COCO, of semantic and of panoptic segmentation."""
