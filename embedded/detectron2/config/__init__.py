@@ -1,0 +1,21 @@
+"""Configuration: the tree of defaults, YAML files on top of it, classes built from it."""
+
+from detectron2._unsupported import missing
+from detectron2.config.compat import downgrade_config, upgrade_config
+from detectron2.config.config import CfgNode, configurable, get_cfg, global_cfg, set_global_cfg
+from detectron2.config.lazy_stub import LazyCall, LazyConfig, instantiate
+
+__all__ = [
+    "CfgNode",
+    "LazyCall",
+    "LazyConfig",
+    "configurable",
+    "downgrade_config",
+    "get_cfg",
+    "global_cfg",
+    "instantiate",
+    "set_global_cfg",
+    "upgrade_config",
+]
+
+__getattr__ = missing(__name__)
