@@ -75,7 +75,8 @@ class Metadata:
         known = sorted(self.__dict__)
         if len(known) > 1:
             raise AttributeError(
-                f"Attribute '{key}' does not exist in the metadata of dataset '{self.name}'. Available keys are {known}."
+                f"Attribute '{key}' does not exist in the metadata of dataset '{self.name}'. "
+                f"Available keys are {known}."
             )
         raise AttributeError(
             f"Attribute '{key}' does not exist in the metadata of dataset '{self.name}': metadata is empty. "
@@ -87,7 +88,8 @@ class Metadata:
         if key in self.__dict__:
             old = self.__dict__[key]
             assert old == value, (
-                f"Attribute '{key}' in the metadata of '{self.name}' cannot be set to a different value!\n{old} != {value}"
+                f"Attribute '{key}' in the metadata of '{self.name}' cannot be set to a different value!\n"
+                f"{old} != {value}"
             )
         self.__dict__[key] = value
 
