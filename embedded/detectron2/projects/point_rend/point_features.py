@@ -18,11 +18,12 @@ def point_sample(input: Tensor, point_coords: Tensor, **kwargs: Any) -> Tensor:
     Args:
         input: (N, C, H, W).
         point_coords: (N, P, 2), or (N, Hg, Wg, 2) for points that lie on a grid.
-        kwargs: passed on to `torch.nn.functional.grid_sample`.
+        kwargs: passed on to `torch.nn.functional.grid_sample`; `align_corners` is False unless given.
 
     Returns:
         (N, C, P), or (N, C, Hg, Wg) for a grid.
     """
+    kwargs.setdefault("align_corners", False)
     grid = point_coords * 2 - 1  # grid_sample counts from -1 to 1
     if grid.ndim == 4:
         return F.grid_sample(input, grid, **kwargs)
