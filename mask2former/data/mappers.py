@@ -1,0 +1,386 @@
+"""The five published training mappers: a dataset dict in, an image with one mask per target out.
+
+They share one body (read, augment, pad, cut into masks) and differ in their augmentations and in where the masks
+come from: a semantic label map, a panoptic PNG with its segments, or instance annotations.
+H W size of the augmented image, G targets of one image.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.data import MetadataCatalog
+from detectron2.data import detection_utils as utils
+from detectron2.data import transforms as T
+from detectron2.projects.point_rend import ColorAugSSDTransform
+from detectron2.structures import BitMasks, Boxes, Instances
+from panopticapi.utils import rgb2id
+from torch import Tensor
+
+IMAGE_PAD_VALUE = 128
+# What padding by 255 (or, in older detectron2, by 128) looks like in a colour-coded map of segment ids.
+PADDED_IDS = (rgb2id((255, 255, 255)), rgb2id((128, 128, 128)))
+
+
+class _TrainingMapper:
+    """The body of every mapper. Subclasses say how their targets are read."""
+
+    with_boxes = False  # the large-scale-jitter mappers also give gt_boxes
+
+    def _configure(
+        self,
+        is_train: bool,
+        augmentations: Sequence[Any],
+        image_format: str,
+        size_divisibility: int = -1,
+        ignore_label: int = 255,
+        num_classes: int | None = None,
+    ) -> None:
+        if not is_train:
+            raise ValueError(
+                f"{type(self).__name__} makes training targets; use detectron2's DatasetMapper for testing."
+            )
+        self.is_train = is_train
+        self.augmentations = list(augmentations)
+        self.image_format = image_format
+        self.size_divisibility = size_divisibility
+        self.ignore_label = ignore_label
+        self.num_classes = num_classes
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """Args: one dict of a detectron2 dataset. Returns: a copy with
+
+        `image` (C, H, W) uint8; `instances` with `gt_classes` (G,) int64 and `gt_masks` (G, H, W); `sem_seg` (H, W)
+        int64 from semantic labels; `padding_mask` (H, W) bool, True on padding, from `coco_instance_lsj`.
+
+        Raises:
+            ValueError: labels that are missing, have another size than the image, or hold unknown classes or ids.
+        """
+        dataset_dict = copy.deepcopy(dataset_dict)
+        image = utils.read_image(dataset_dict["file_name"], format=self.image_format)
+        utils.check_image_size(dataset_dict, image)
+        self._map(dataset_dict, image)
+        return dataset_dict
+
+    def _map(self, dataset_dict: dict[str, Any], image: np.ndarray) -> None:
+        raise NotImplementedError
+
+    # Steps, in the order the mappers take them.
+
+    def _read_labels(self, dataset_dict: dict[str, Any], key: str, image: np.ndarray) -> np.ndarray:
+        """The label image named by `key`, checked against the size of the image."""
+        if key not in dataset_dict:
+            raise ValueError(
+                f"{type(self).__name__} needs '{key}' in the dataset dict of {dataset_dict['file_name']}: "
+                "is INPUT.DATASET_MAPPER_NAME the mapper for this dataset's task?"
+            )
+        file_name = dataset_dict.pop(key)
+        labels = utils.read_image(file_name, "RGB" if key == "pan_seg_file_name" else None)
+        if labels.shape[:2] != image.shape[:2]:
+            raise ValueError(
+                f"Label image {file_name} is {labels.shape[1]}x{labels.shape[0]}, but its image "
+                f"{dataset_dict['file_name']} is {image.shape[1]}x{image.shape[0]}: they must be of one size."
+            )
+        return labels
+
+    def _finish(self, dataset_dict: dict[str, Any], image: np.ndarray, classes: list[int], masks: Tensor) -> None:
+        """Store the image and its targets, padded to `size_divisibility` when that is set; empty masks are dropped."""
+        image_tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))  # (C, H, W)
+        dataset_dict["image"] = self._pad(image_tensor, IMAGE_PAD_VALUE)
+        masks = self._pad(masks, 0)
+        height, width = dataset_dict["image"].shape[-2:]
+        gt_classes = torch.tensor(classes, dtype=torch.int64)
+        self._check_classes(dataset_dict, gt_classes)
+        filled = masks.flatten(1).any(1)
+        instances = Instances((height, width))
+        instances.gt_classes = gt_classes[filled]
+        instances.gt_masks = masks[filled] if filled.any() else torch.zeros((0, height, width))
+        if self.with_boxes:
+            boxes = BitMasks(instances.gt_masks).get_bounding_boxes() if filled.any() else Boxes(torch.zeros((0, 4)))
+            instances.gt_boxes = boxes
+        dataset_dict["instances"] = instances
+
+    def _pad(self, x: Tensor, value: float) -> Tensor:
+        """Pad (..., h, w) at the right and bottom to `size_divisibility`; what is larger is cropped to it."""
+        if self.size_divisibility <= 0:
+            return x
+        height, width = x.shape[-2:]
+        return F.pad(
+            x, (0, self.size_divisibility - width, 0, self.size_divisibility - height), value=value
+        ).contiguous()
+
+    def _check_classes(self, dataset_dict: dict[str, Any], classes: Tensor) -> None:
+        if self.num_classes is None:
+            return
+        wrong = classes[(classes < 0) | (classes >= self.num_classes)]
+        if len(wrong):
+            raise ValueError(
+                f"{dataset_dict['file_name']} has class {int(wrong[0])}, expected 0 to {self.num_classes - 1} "
+                "(MODEL.SEM_SEG_HEAD.NUM_CLASSES): fix the labels, the ignore label or the number of classes."
+            )
+
+
+def _segment_masks(dataset_dict: dict[str, Any], ids: np.ndarray) -> tuple[list[int], Tensor]:
+    """Classes and masks (G, h, w) of the non-crowd segments of a panoptic map `ids` (h, w).
+
+    Raises:
+        ValueError: the map holds an id that the segments do not list.
+    """
+    classes, masks = [], []
+    explained = int(np.isin(ids, (0, *PADDED_IDS)).sum())
+    for segment in dataset_dict["segments_info"]:
+        mask = ids == segment["id"]
+        explained += 0 if segment["id"] in PADDED_IDS else int(mask.sum())
+        if not segment.get("iscrowd", 0):
+            classes.append(segment["category_id"])
+            masks.append(mask)
+    if explained != ids.size:
+        known = {segment["id"] for segment in dataset_dict["segments_info"]} | {0, *PADDED_IDS}
+        unknown = min(set(np.unique(ids).tolist()) - known)
+        raise ValueError(
+            f"The panoptic PNG of {dataset_dict['file_name']} has segment id {unknown}, which its json does not list: "
+            "PNG and json do not belong together."
+        )
+    return classes, _stack(masks, ids.shape)
+
+
+def _stack(masks: list[np.ndarray], size: Sequence[int]) -> Tensor:
+    """(G, h, w) bool from G masks (h, w)."""
+    return torch.from_numpy(np.stack(masks)) if masks else torch.zeros((0, *size[:2]), dtype=torch.bool)
+
+
+def _pop_annotations(dataset_dict: dict[str, Any], mapper: _TrainingMapper) -> list[dict[str, Any]]:
+    if "annotations" not in dataset_dict:
+        raise ValueError(
+            f"{type(mapper).__name__} needs instance 'annotations' in the dataset dict of {dataset_dict['file_name']}: "
+            "is INPUT.DATASET_MAPPER_NAME the mapper for this dataset's task?"
+        )
+    return dataset_dict.pop("annotations")
+
+
+def _annotation_masks(
+    annotations: list[dict[str, Any]], transforms: T.TransformList, size: tuple[int, int]
+) -> tuple[list[int], Tensor]:
+    """Classes and masks (G, h, w) bool of the non-crowd annotations, after `transforms`."""
+    kept = []
+    for annotation in annotations:
+        if annotation.get("iscrowd", 0) or "segmentation" not in annotation:
+            continue
+        annotation.pop("keypoints", None)
+        kept.append(utils.transform_instance_annotations(annotation, transforms, size))
+    if not kept:
+        return [], _stack([], size)
+    instances = utils.annotations_to_instances(kept, size, mask_format="bitmask")
+    return instances.gt_classes.tolist(), instances.gt_masks.tensor
+
+
+# Crop-based mappers (ADE20K, Cityscapes, Mapillary Vistas)
+
+
+def _crop_augmentations(cfg: CfgNode, category_area: bool, ignore_label: int | None = None) -> list[Any]:
+    """Resize the shortest edge, crop, jitter colours, flip; `category_area` keeps crops from showing one class only."""
+    sizes = cfg.INPUT.MIN_SIZE_TRAIN
+    augmentations = [T.ResizeShortestEdge(sizes, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)]
+    crop = cfg.INPUT.CROP
+    if crop.ENABLED and category_area:
+        area = crop.SINGLE_CATEGORY_MAX_AREA
+        augmentations.append(T.RandomCrop_CategoryAreaConstraint(crop.TYPE, crop.SIZE, area, ignore_label))
+    elif crop.ENABLED:
+        augmentations.append(T.RandomCrop(crop.TYPE, crop.SIZE))
+    if cfg.INPUT.COLOR_AUG_SSD:
+        augmentations.append(ColorAugSSDTransform(img_format=cfg.INPUT.FORMAT))
+    return [*augmentations, T.RandomFlip()]
+
+
+class MaskFormerSemanticDatasetMapper(_TrainingMapper):
+    """`mask_former_semantic`: one mask per class in the semantic label map, without the ignore label."""
+
+    @configurable
+    def __init__(
+        self,
+        is_train: bool = True,
+        *,
+        augmentations: Sequence[Any],
+        image_format: str,
+        ignore_label: int,
+        size_divisibility: int,
+        num_classes: int | None = None,
+    ) -> None:
+        """`ignore_label` marks unlabelled pixels; `size_divisibility` > 0 is the size everything is padded to."""
+        self._configure(is_train, augmentations, image_format, size_divisibility, ignore_label, num_classes)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        ignore_label = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("ignore_label", 255)
+        return {
+            "is_train": is_train,
+            "augmentations": _crop_augmentations(cfg, category_area=True, ignore_label=ignore_label),
+            "image_format": cfg.INPUT.FORMAT,
+            "ignore_label": ignore_label,
+            "size_divisibility": cfg.INPUT.SIZE_DIVISIBILITY,
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+        }
+
+    def _map(self, dataset_dict: dict[str, Any], image: np.ndarray) -> None:
+        self._refuse_annotations(dataset_dict)
+        image, sem_seg, _ = self._augment(image, self._read_labels(dataset_dict, "sem_seg_file_name", image))
+        assert sem_seg is not None
+        dataset_dict["sem_seg"] = self._pad(torch.from_numpy(sem_seg), self.ignore_label)
+        classes = [int(c) for c in np.unique(sem_seg) if c != self.ignore_label]
+        self._finish(dataset_dict, image, classes, _stack([sem_seg == c for c in classes], sem_seg.shape))
+
+    def _refuse_annotations(self, dataset_dict: dict[str, Any]) -> None:
+        if "annotations" in dataset_dict:
+            raise ValueError(
+                f"{type(self).__name__} found instance 'annotations' in the dataset dict of "
+                f"{dataset_dict['file_name']}: use the mapper 'mask_former_instance' for instance data."
+            )
+
+    def _augment(
+        self, image: np.ndarray, sem_seg: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray | None, T.TransformList]:
+        """Augmented image, label map as (h, w) int64, and the transforms that were drawn.
+
+        Label maps travel as float64, which detectron2 resizes by another nearest-neighbour rule than uint8: the
+        published training targets come from that rule.
+        """
+        aug_input = T.AugInput(image, sem_seg=None if sem_seg is None else sem_seg.astype("double"))
+        aug_input, transforms = T.apply_transform_gens(self.augmentations, aug_input)
+        labels = aug_input.sem_seg
+        return aug_input.image, None if labels is None else np.ascontiguousarray(labels).astype(np.int64), transforms
+
+
+class MaskFormerPanopticDatasetMapper(MaskFormerSemanticDatasetMapper):
+    """`mask_former_panoptic`: one mask per non-crowd panoptic segment."""
+
+    def _map(self, dataset_dict: dict[str, Any], image: np.ndarray) -> None:
+        self._refuse_annotations(dataset_dict)
+        sem_seg = None
+        if "sem_seg_file_name" in dataset_dict:
+            sem_seg = self._read_labels(dataset_dict, "sem_seg_file_name", image)
+        panoptic = self._read_labels(dataset_dict, "pan_seg_file_name", image)
+        image, sem_seg, transforms = self._augment(image, sem_seg)
+        if sem_seg is not None:
+            dataset_dict["sem_seg"] = self._pad(torch.from_numpy(sem_seg), self.ignore_label)
+        ids = rgb2id(transforms.apply_segmentation(panoptic))  # stays uint8 RGB until here, see _augment
+        self._finish(dataset_dict, image, *_segment_masks(dataset_dict, ids))
+
+
+class MaskFormerInstanceDatasetMapper(_TrainingMapper):
+    """`mask_former_instance`: one mask per non-crowd instance annotation (polygons or RLE)."""
+
+    @configurable
+    def __init__(
+        self,
+        is_train: bool = True,
+        *,
+        augmentations: Sequence[Any],
+        image_format: str,
+        size_divisibility: int,
+        num_classes: int | None = None,
+    ) -> None:
+        self._configure(is_train, augmentations, image_format, size_divisibility, num_classes=num_classes)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        return {
+            "is_train": is_train,
+            "augmentations": _crop_augmentations(cfg, category_area=False),
+            "image_format": cfg.INPUT.FORMAT,
+            "size_divisibility": cfg.INPUT.SIZE_DIVISIBILITY,
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+        }
+
+    def _map(self, dataset_dict: dict[str, Any], image: np.ndarray) -> None:
+        annotations = _pop_annotations(dataset_dict, self)
+        image, transforms = T.apply_transform_gens(self.augmentations, image)
+        self._finish(dataset_dict, image, *_annotation_masks(annotations, transforms, image.shape[:2]))
+
+
+# Large-scale jitter (COCO)
+
+
+def build_transform_gen(cfg: CfgNode, is_train: bool) -> list[Any]:
+    """Flip, resize by MIN_SCALE to MAX_SCALE of IMAGE_SIZE, crop or pad to IMAGE_SIZE (Ghiasi et al., 2021).
+
+    Raises:
+        ValueError: asked for testing, which has no jitter.
+    """
+    if not is_train:
+        raise ValueError("Large-scale jitter is for training; use detectron2's DatasetMapper for testing.")
+    size = cfg.INPUT.IMAGE_SIZE
+    jitter = [
+        T.ResizeScale(cfg.INPUT.MIN_SCALE, cfg.INPUT.MAX_SCALE, target_height=size, target_width=size),
+        T.FixedSizeCrop(crop_size=(size, size)),
+    ]
+    if cfg.INPUT.RANDOM_FLIP == "none":
+        return jitter
+    vertical = cfg.INPUT.RANDOM_FLIP == "vertical"
+    return [T.RandomFlip(horizontal=not vertical, vertical=vertical), *jitter]
+
+
+class COCOPanopticNewBaselineDatasetMapper(_TrainingMapper):
+    """`coco_panoptic_lsj`: large-scale jitter, one mask per non-crowd panoptic segment."""
+
+    with_boxes = True
+
+    @configurable
+    def __init__(
+        self, is_train: bool = True, *, tfm_gens: Sequence[Any], image_format: str, num_classes: int | None = None
+    ) -> None:
+        self._configure(is_train, tfm_gens, image_format, num_classes=num_classes)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        return {
+            "is_train": is_train,
+            "tfm_gens": build_transform_gen(cfg, is_train),
+            "image_format": cfg.INPUT.FORMAT,
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+        }
+
+    def _map(self, dataset_dict: dict[str, Any], image: np.ndarray) -> None:
+        dataset_dict.pop("annotations", None)
+        dataset_dict.pop("sem_seg_file_name", None)
+        panoptic = self._read_labels(dataset_dict, "pan_seg_file_name", image)
+        image, transforms = T.apply_transform_gens(self.augmentations, image)
+        ids = rgb2id(transforms.apply_segmentation(panoptic))
+        self._finish(dataset_dict, image, *_segment_masks(dataset_dict, ids))
+
+
+class COCOInstanceNewBaselineDatasetMapper(COCOPanopticNewBaselineDatasetMapper):
+    """`coco_instance_lsj`: large-scale jitter, one mask per non-crowd instance annotation (polygons or RLE)."""
+
+    def _map(self, dataset_dict: dict[str, Any], image: np.ndarray) -> None:
+        annotations = _pop_annotations(dataset_dict, self)
+        inside = np.zeros(image.shape[:2], dtype=np.uint8)
+        image, transforms = T.apply_transform_gens(self.augmentations, image)
+        # Padding is what the crop fills with another value than the zeros that go in.
+        dataset_dict["padding_mask"] = torch.from_numpy(transforms.apply_segmentation(inside) != 0)
+        classes, masks = _annotation_masks(annotations, transforms, image.shape[:2])
+        self._finish(dataset_dict, image, classes, masks.to(torch.uint8))
+
+
+MAPPERS = {
+    "mask_former_semantic": MaskFormerSemanticDatasetMapper,
+    "mask_former_panoptic": MaskFormerPanopticDatasetMapper,
+    "mask_former_instance": MaskFormerInstanceDatasetMapper,
+    "coco_panoptic_lsj": COCOPanopticNewBaselineDatasetMapper,
+    "coco_instance_lsj": COCOInstanceNewBaselineDatasetMapper,
+}
+
+
+def build_mapper(cfg: CfgNode) -> Any:
+    """The training mapper that INPUT.DATASET_MAPPER_NAME names.
+
+    Raises:
+        ValueError: an unknown name. (The published code then silently uses a mapper the model cannot train on.)
+    """
+    name = cfg.INPUT.DATASET_MAPPER_NAME
+    if name not in MAPPERS:
+        raise ValueError(f"INPUT.DATASET_MAPPER_NAME is '{name}', expected one of: {', '.join(MAPPERS)}.")
+    return MAPPERS[name](cfg, True)

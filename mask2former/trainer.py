@@ -1,0 +1,216 @@
+"""The one trainer: DefaultTrainer with evaluators, loaders, optimiser and schedule chosen by the config."""
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.engine import DefaultTrainer
+from detectron2.engine.hooks import HookBase
+from detectron2.evaluation import (
+    COCOEvaluator,
+    COCOPanopticEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    SemSegEvaluator,
+)
+from detectron2.projects.deeplab import build_lr_scheduler
+from detectron2.utils import comm
+from torch import nn
+
+from mask2former.data.loader import RunPosition, build_train_loader, seed_random
+from mask2former.data.mappers import build_mapper
+from mask2former.evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator, InstanceSegEvaluator
+from mask2former.optimizer import build_optimizer
+
+logger = logging.getLogger(__name__)
+
+
+def runnable_here(cfg: CfgNode) -> CfgNode:
+    """The config itself, or without CUDA a copy that runs on the CPU; says so in one line."""
+    if not str(cfg.MODEL.DEVICE).startswith("cuda") or torch.cuda.is_available():
+        return cfg
+    logger.warning("MODEL.DEVICE is %s, but there is no CUDA device: running on the CPU.", cfg.MODEL.DEVICE)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.freeze()
+    return cfg
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 matrices in hardware; elsewhere bfloat16 is slower than float32."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+class Trainer(DefaultTrainer):
+    """Trains and scores any Mask2Former config.
+
+    A run is a function of its seed: stopped at any moment and resumed, it goes on as if it had not been stopped.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        cfg = runnable_here(cfg)
+        # detectron2's mixed-precision trainer needs CUDA; on the CPU the model does it itself.
+        mixed_on_cpu = cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu"
+        super().__init__(_without_amp(cfg) if mixed_on_cpu else cfg)
+        model = unwrapped(self._trainer.model)
+        precision = "float16" if cfg.SOLVER.AMP.ENABLED else "float32"
+        if mixed_on_cpu:
+            precision = "bfloat16" if cpu_has_bfloat16() else "float32"
+        if precision == "bfloat16":
+            train_in_bfloat16(model)
+        _log_run(cfg, model, precision)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        return build_train_loader(cfg, build_mapper(cfg))
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
+        return build_evaluator(cfg, dataset_name, output_folder)
+
+    def build_hooks(self) -> list[HookBase | None]:
+        # First, so that every other hook and the step itself see the random state of this iteration.
+        run = getattr(self._trainer.data_loader, "run", None) or RunPosition(max(self.cfg.SEED, 0))
+        return [SeededSteps(run), *super().build_hooks()]
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        super().resume_or_load(resume=resume)
+        run = getattr(self._trainer.data_loader, "run", None)
+        if run is not None:
+            run.start = self.start_iter * (self.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size())
+        elif self.start_iter:
+            logger.warning("The training loader is the script's own: after this resume it starts from its beginning.")
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        """Score with test-time augmentation (TEST.AUG); metric names get the suffix `_TTA`."""
+        from mask2former.test_time_augmentation import SemanticSegmentorWithTTA
+
+        logger.info("Running inference with test-time augmentation ...")
+        model = SemanticSegmentorWithTTA(cfg, model)
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        evaluators = [cls.build_evaluator(cfg, name, output_folder=folder) for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, model, evaluators)
+        return {f"{name}_TTA": scores for name, scores in results.items()}
+
+
+class SeededSteps(HookBase):
+    """Sets the random state of every iteration from the run's seed, the iteration and the rank.
+
+    So a resumed run draws what the uninterrupted one would have drawn, on every rank, without saving any state
+    but the seed.
+    """
+
+    def __init__(self, run: RunPosition) -> None:
+        self.run = run
+
+    def before_step(self) -> None:
+        seed_random(self.run.seed, self.trainer.iter, comm.get_rank())
+
+    def state_dict(self) -> dict[str, int]:
+        return {"seed": self.run.seed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.run.seed = state["seed"]
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
+    """The evaluators of a dataset by its `evaluator_type` and the tasks that are on.
+
+    Raises:
+        ValueError: the dataset's `evaluator_type` is unknown.
+    """
+    folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    test = cfg.MODEL.MASK_FORMER.TEST
+    evaluators: list[DatasetEvaluator] = []
+    if kind == "cityscapes_instance":
+        return CityscapesInstanceEvaluator(dataset_name)
+    if kind == "cityscapes_sem_seg":
+        return CityscapesSemSegEvaluator(dataset_name)
+    if kind in ("sem_seg", "ade20k_panoptic_seg"):
+        evaluators.append(SemSegEvaluator(dataset_name, distributed=True, output_dir=folder))
+    if kind == "coco":
+        evaluators.append(COCOEvaluator(dataset_name, output_dir=folder))
+    if kind in PANOPTIC:
+        if test.PANOPTIC_ON:
+            evaluators.append(COCOPanopticEvaluator(dataset_name, folder))
+        if test.INSTANCE_ON:
+            evaluators.append(PANOPTIC[kind](dataset_name, folder))
+        if test.SEMANTIC_ON and kind == "cityscapes_panoptic_seg":
+            evaluators.append(CityscapesSemSegEvaluator(dataset_name))
+        elif test.SEMANTIC_ON and kind != "ade20k_panoptic_seg":
+            evaluators.append(SemSegEvaluator(dataset_name, distributed=True, output_dir=folder))
+    if not evaluators:
+        raise ValueError(
+            f"Dataset '{dataset_name}' has evaluator_type {kind!r}, expected one of: coco, sem_seg, "
+            f"cityscapes_instance, cityscapes_sem_seg, {', '.join(PANOPTIC)}. Set it with "
+            f"MetadataCatalog.get('{dataset_name}').set(evaluator_type=...), or override Trainer.build_evaluator."
+        )
+    return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+
+
+# How the instances of a panoptic dataset are scored.
+PANOPTIC: dict[str, Callable[[str, str], DatasetEvaluator]] = {
+    "coco_panoptic_seg": lambda name, folder: COCOEvaluator(name, output_dir=folder),
+    "ade20k_panoptic_seg": lambda name, folder: InstanceSegEvaluator(name, output_dir=folder),
+    "mapillary_vistas_panoptic_seg": lambda name, folder: InstanceSegEvaluator(name, output_dir=folder),
+    "cityscapes_panoptic_seg": lambda name, folder: CityscapesInstanceEvaluator(name),
+}
+
+
+def train_in_bfloat16(model: nn.Module) -> None:
+    """Run the model's training forward passes under bfloat16 autocast on the CPU; evaluation stays float32."""
+    forward = model.forward
+
+    def mixed(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=model.training):
+            return forward(*args, **kwargs)
+
+    model.forward = mixed
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel, or the model itself."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def _without_amp(cfg: CfgNode) -> CfgNode:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SOLVER.AMP.ENABLED = False
+    cfg.freeze()
+    return cfg
+
+
+def _log_run(cfg: CfgNode, model: nn.Module, precision: str) -> None:
+    """One line on what is being trained."""
+    test = cfg.MODEL.MASK_FORMER.TEST
+    on = {"panoptic": test.PANOPTIC_ON, "instance": test.INSTANCE_ON, "semantic": test.SEMANTIC_ON}
+    parameters = list(model.parameters())
+    logger.info(
+        "%s with %s: %s segmentation, %d classes, %.1fM parameters (%.1fM trained), on %s in %s, %d process(es).",
+        type(model).__name__,
+        cfg.MODEL.BACKBONE.NAME,
+        " + ".join(task for task, is_on in on.items() if is_on),
+        cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+        sum(p.numel() for p in parameters) / 1e6,
+        sum(p.numel() for p in parameters if p.requires_grad) / 1e6,
+        cfg.MODEL.DEVICE,
+        precision,
+        comm.get_world_size(),
+    )
