@@ -1,5 +1,7 @@
 """What the data pipeline hands to a model and the model hands back: boxes, masks, instances, padded batches."""
 
+from detectron2._unsupported import missing
+
 from .boxes import Boxes, BoxMode, pairwise_intersection, pairwise_ioa, pairwise_iou
 from .image_list import ImageList
 from .instances import Instances
@@ -21,3 +23,5 @@ __all__ = [
     "pairwise_iou",
     "polygons_to_bitmask",
 ]
+
+__getattr__ = missing(__name__)

@@ -2,15 +2,14 @@
 
 from typing import Any
 
+from detectron2._unsupported import refuse
+
 
 class _NeedsUpstream:
     """Importable, so that a script's import line works; constructing one says what to install."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        raise NotImplementedError(
-            f"{type(self).__name__} is not part of the embedded detectron2, which holds what Mask2Former needs. "
-            "Install upstream detectron2 to use it."
-        )
+        refuse(f"structures.{type(self).__name__}")
 
 
 class Keypoints(_NeedsUpstream):
