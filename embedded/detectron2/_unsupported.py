@@ -1,7 +1,7 @@
 """Parts of detectron2 that the embedded one does not have: whoever asks for one is told so by name.
 
-`missing(__name__)` makes a module-level `__getattr__`; a meta-path finder does the same for whole modules. Both know the
-names that exist upstream, so that a misspelt name stays an ordinary AttributeError or ModuleNotFoundError.
+`missing(__name__)` makes a module-level `__getattr__`; a meta-path finder does the same for whole modules. Both know
+the names that exist upstream, so that a misspelt name stays an ordinary AttributeError or ModuleNotFoundError.
 """
 
 import importlib.abc
@@ -14,10 +14,25 @@ from typing import Any, NoReturn
 INSTALL_UPSTREAM = "python -m pip install --no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git'"
 
 # Modules of upstream that are left out. A module below one of these is left out with it.
-MODULES = frozenset(
-    "detectron2." + name
-    for name in ["export", "model_zoo", "tracking", "_C", "checkpoint.c2_model_loading", "checkpoint.catalog", "config.lazy", "config.instantiate", "data.benchmark", "data.datasets.lvis", "data.datasets.lvis_v0_5_categories", "data.datasets.lvis_v1_categories", "data.datasets.pascal_voc", "evaluation.lvis_evaluation", "evaluation.pascal_voc_evaluation", "evaluation.rotated_coco_evaluation", "evaluation.testing", "layers.aspp", "layers.deform_conv", "layers.losses", "layers.mask_ops", "layers.nms", "layers.roi_align", "layers.roi_align_rotated", "layers.rotated_boxes", "modeling.anchor_generator", "modeling.box_regression", "modeling.matcher", "modeling.mmdet_wrapper", "modeling.poolers", "modeling.proposal_generator", "modeling.roi_heads", "modeling.sampling", "modeling.backbone.fpn", "modeling.backbone.mvit", "modeling.backbone.regnet", "modeling.backbone.swin", "modeling.backbone.utils", "modeling.backbone.vit", "modeling.meta_arch.dense_detector", "modeling.meta_arch.fcos", "modeling.meta_arch.panoptic_fpn", "modeling.meta_arch.rcnn", "modeling.meta_arch.retinanet", "modeling.meta_arch.semantic_seg", "projects.panoptic_deeplab", "projects.densepose", "projects.tensormask", "projects.tridentnet", "structures.keypoints", "structures.rotated_boxes", "utils.develop", "utils.testing", "utils.tracing", "utils.torch_version_utils"]
-)
+_MODULES = """
+    export model_zoo tracking _C
+    checkpoint.c2_model_loading checkpoint.catalog config.lazy config.instantiate
+    data.benchmark data.datasets.lvis data.datasets.lvis_v0_5_categories data.datasets.lvis_v1_categories
+    data.datasets.pascal_voc
+    evaluation.lvis_evaluation evaluation.pascal_voc_evaluation evaluation.rotated_coco_evaluation evaluation.testing
+    layers.aspp layers.deform_conv layers.losses layers.mask_ops layers.nms layers.roi_align layers.roi_align_rotated
+    layers.rotated_boxes
+    modeling.anchor_generator modeling.box_regression modeling.matcher modeling.mmdet_wrapper modeling.poolers
+    modeling.proposal_generator modeling.roi_heads modeling.sampling
+    modeling.backbone.fpn modeling.backbone.mvit modeling.backbone.regnet modeling.backbone.swin
+    modeling.backbone.utils modeling.backbone.vit
+    modeling.meta_arch.dense_detector modeling.meta_arch.fcos modeling.meta_arch.panoptic_fpn
+    modeling.meta_arch.rcnn modeling.meta_arch.retinanet modeling.meta_arch.semantic_seg
+    projects.panoptic_deeplab projects.densepose projects.tensormask projects.tridentnet
+    structures.keypoints structures.rotated_boxes
+    utils.develop utils.testing utils.tracing utils.torch_version_utils
+"""
+MODULES = frozenset(f"detectron2.{name}" for name in _MODULES.split())
 
 # Public names of upstream that are left out, by the package they are imported from.
 NAMES: dict[str, frozenset[str]] = {

@@ -120,7 +120,10 @@ class CfgNode(_CfgNode):
             if not message.startswith("Type mismatch"):
                 raise
             key = message.rpartition(": ")[2]
-            hint = _type_hint(_look_up(self, key), self._decode_cfg_value(_look_up(new, key)))
+            old = _look_up(self, key)
+            hint = _type_hint(old, self._decode_cfg_value(_look_up(new, key)))
+            if isinstance(old, dict):  # the message quotes the whole section
+                message = f"Type mismatch (section vs. {_look_up(new, key)!r}) for config key: {key}"
             raise ValueError(f"{message}{where}{hint}") from None
 
     def _nearest(self, key: str) -> str:
@@ -188,8 +191,8 @@ def set_global_cfg(cfg: CfgNode) -> None:
 def configurable(init_func: Callable[..., Any] | None = None, *, from_config: Callable[..., Any] | None = None) -> Any:
     """Let a class or function be called with a cfg as well as with its own arguments.
 
-    On `__init__`: the class (or a subclass) has a classmethod `from_config(cls, cfg, ...)` that returns the arguments of
-    `__init__` as a dict; `Class(cfg, ...)` calls it. Arguments that from_config does not name go to `__init__` directly.
+    On `__init__`: the class (or a subclass) has a classmethod `from_config(cls, cfg, ...)` that returns the arguments
+    of `__init__` as a dict; `Class(cfg, ...)` calls it. Arguments that it does not name go to `__init__` directly.
     On a function: `@configurable(from_config=function_of_cfg)`.
 
     Raises:

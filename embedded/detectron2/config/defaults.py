@@ -1,7 +1,7 @@
 """The default tree: every key a config file may set, with its default.
 
-Much of it belongs to models this package does not have (R-CNN, RetinaNet). It stays, because configs and scripts that set
-those keys must go on working.
+Much of it belongs to models this package does not have (R-CNN, RetinaNet). It stays, because configs and scripts that
+set those keys must go on working.
 """
 
 from typing import Any
@@ -186,7 +186,6 @@ _DATA: dict[str, Any] = {
         "REPEAT_THRESHOLD": 0.0,
         "REPEAT_SQRT": True,
         "FILTER_EMPTY_ANNOTATIONS": True,
-        "RANDOM_SUBSET_RATIO": 1.0,
     },
 }
 
