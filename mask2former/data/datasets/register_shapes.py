@@ -1,0 +1,119 @@
+"""Registers the synthetic data set "shapes" in its three forms: shapes_{train,val}_{instance,panoptic,semantic}.
+
+`python datasets/prepare_shapes.py` makes the files; importing this reads none. Like COCO with semantic labels, the
+panoptic form carries everything: one model trained on it is scored with PQ, AP and mIoU.
+"""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json, load_sem_seg
+from detectron2.data.datasets.coco_panoptic import load_coco_panoptic_json
+
+SHAPES_CATEGORIES: list[dict[str, Any]] = [
+    {"id": 1, "name": "ball", "isthing": 1, "color": [230, 60, 60]},
+    {"id": 2, "name": "crate", "isthing": 1, "color": [150, 95, 40]},
+    {"id": 3, "name": "star", "isthing": 1, "color": [250, 215, 40]},
+    {"id": 4, "name": "leaf", "isthing": 1, "color": [120, 220, 60]},
+    {"id": 5, "name": "ring", "isthing": 1, "color": [220, 60, 220]},
+    {"id": 6, "name": "kite", "isthing": 1, "color": [255, 140, 160]},
+    {"id": 7, "name": "fish", "isthing": 1, "color": [255, 130, 20]},
+    {"id": 8, "name": "cross", "isthing": 1, "color": [235, 235, 235]},
+    # As in COCO, there is a gap between the ids of things and of stuff.
+    {"id": 11, "name": "sky", "isthing": 0, "color": [130, 190, 245]},
+    {"id": 12, "name": "grass", "isthing": 0, "color": [40, 120, 40]},
+    {"id": 13, "name": "sand", "isthing": 0, "color": [215, 190, 130]},
+    {"id": 14, "name": "water", "isthing": 0, "color": [20, 70, 150]},
+    {"id": 15, "name": "brick", "isthing": 0, "color": [130, 60, 50]},
+]
+"""Things, then stuff; the position in this list is the class in the model and in the semantic PNG."""
+
+_THINGS = [row for row in SHAPES_CATEGORIES if row["isthing"]]
+
+
+def _thing_metadata() -> dict[str, Any]:
+    return {
+        "thing_classes": [row["name"] for row in _THINGS],
+        "thing_colors": [row["color"] for row in _THINGS],
+        "thing_dataset_id_to_contiguous_id": {row["id"]: index for index, row in enumerate(_THINGS)},
+    }
+
+
+def _semantic_metadata() -> dict[str, Any]:
+    """All classes as "stuff": for semantic segmentation things are classes like the others."""
+    return {
+        "stuff_classes": [row["name"] for row in SHAPES_CATEGORIES],
+        "stuff_colors": [row["color"] for row in SHAPES_CATEGORIES],
+        "stuff_dataset_id_to_contiguous_id": {row["id"]: index for index, row in enumerate(SHAPES_CATEGORIES)},
+        "ignore_label": 255,
+    }
+
+
+def _load_panoptic(panoptic_json: str, images: str, panoptic: str, semantic: str) -> list[dict]:
+    meta = {**_thing_metadata(), **_semantic_metadata()}
+    records = load_coco_panoptic_json(panoptic_json, images, panoptic, meta)
+    for record in records:
+        name = os.path.basename(record["pan_seg_file_name"])
+        record["sem_seg_file_name"] = os.path.join(semantic, name)
+    return records
+
+
+def _register(name: str, folder: str, load: Callable[[], list[dict]], **metadata: Any) -> None:
+    def load_if_made() -> list[dict]:
+        if not os.path.isdir(folder):
+            raise FileNotFoundError(
+                f"Dataset '{name}' is not in {os.path.abspath(folder)}. Make it with "
+                "`python datasets/prepare_shapes.py` (some seconds), and start in the same folder; or let "
+                "DETECTRON2_DATASETS name the folder that holds 'shapes'."
+            )
+        return load()
+
+    DatasetCatalog.register(name, load_if_made)
+    MetadataCatalog.get(name).set(**metadata)
+
+
+def register_all_shapes(root: str) -> None:
+    """Register the training and validation images as found in the folder `root`/shapes."""
+    for split in ("train", "val"):
+        folder = os.path.join(root, "shapes", split)
+        images, panoptic, semantic = (os.path.join(folder, part) for part in ("images", "panoptic", "semantic"))
+        instances_json, panoptic_json = (os.path.join(folder, f"{part}.json") for part in ("instances", "panoptic"))
+        name = f"shapes_{split}_instance"
+        _register(
+            name,
+            folder,
+            partial(load_coco_json, instances_json, images, name),
+            evaluator_type="coco",
+            json_file=instances_json,
+            image_root=images,
+            **_thing_metadata(),
+        )
+        _register(
+            f"shapes_{split}_panoptic",
+            folder,
+            partial(_load_panoptic, panoptic_json, images, panoptic, semantic),
+            evaluator_type="coco_panoptic_seg",
+            json_file=instances_json,
+            image_root=images,
+            panoptic_json=panoptic_json,
+            panoptic_root=panoptic,
+            sem_seg_root=semantic,
+            label_divisor=1000,
+            **_thing_metadata(),
+            **_semantic_metadata(),
+        )
+        _register(
+            f"shapes_{split}_semantic",
+            folder,
+            partial(load_sem_seg, semantic, images),
+            evaluator_type="sem_seg",
+            image_root=images,
+            sem_seg_root=semantic,
+            **_semantic_metadata(),
+        )
+
+
+register_all_shapes(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
