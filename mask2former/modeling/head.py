@@ -1,0 +1,142 @@
+"""The segmentation head: pixel decoder, then transformer decoder.
+
+B images, Q queries, K classes, H W size of the mask features.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from torch import Tensor, nn
+
+from .pixel_decoder.build import build_pixel_decoder
+from .transformer_decoder import build_transformer_decoder
+
+
+def rename_old_keys(state_dict: dict[str, Tensor], prefix: str) -> None:
+    """Give the head's entries of an older checkpoint their present names, in place; present names stay.
+
+    MaskFormer kept the pixel decoder's weights directly under the head, and called the query features
+    "static_query". Goes by the names alone: checkpoints that lost their version numbers load as well.
+    """
+    for key in [key for key in state_dict if key.startswith(prefix)]:
+        name = key.removeprefix(prefix)
+        if not name.startswith(("pixel_decoder.", "predictor.")):
+            name = f"pixel_decoder.{name}"
+        elif name.startswith("predictor."):
+            name = name.replace("static_query", "query_feat")
+        if prefix + name != key:
+            state_dict[prefix + name] = state_dict.pop(key)
+
+
+class PixelDecoderHead(nn.Module):
+    """What all heads share: a pixel decoder, and a predictor on top of it."""
+
+    _version = 2
+
+    def __init__(self, pixel_decoder: nn.Module, predictor: nn.Module) -> None:
+        super().__init__()
+        self.pixel_decoder = pixel_decoder
+        self.predictor = predictor
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
+        rename_old_keys(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class MaskFormerHead(PixelDecoderHead):
+    """Features of the backbone in, classes and masks of the queries out."""
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: Mapping[str, ShapeSpec],
+        *,
+        num_classes: int,
+        pixel_decoder: nn.Module,
+        loss_weight: float = 1.0,
+        ignore_value: int = -1,
+        transformer_predictor: nn.Module,
+        transformer_in_feature: str,
+    ) -> None:
+        """
+        Args:
+            input_shape: channels and stride of the backbone's features, by name.
+            num_classes: K, without "no object".
+            loss_weight: part of the published signature; the criterion holds the weights.
+            ignore_value: label of pixels without a class, for whoever builds targets.
+            transformer_in_feature: what the predictor attends to, see MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE.
+        """
+        super().__init__(pixel_decoder, transformer_predictor)
+        self.in_features = sorted(input_shape, key=lambda name: input_shape[name].stride)
+        self.num_classes = num_classes
+        self.loss_weight = loss_weight
+        self.ignore_value = ignore_value
+        self.transformer_in_feature = transformer_in_feature
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
+        head = cfg.MODEL.SEM_SEG_HEAD
+        features = {name: shape for name, shape in input_shape.items() if name in head.IN_FEATURES}
+        return {
+            "input_shape": features,
+            "num_classes": head.NUM_CLASSES,
+            "pixel_decoder": build_pixel_decoder(cfg, input_shape),
+            "loss_weight": head.LOSS_WEIGHT,
+            "ignore_value": head.IGNORE_VALUE,
+            "transformer_predictor": build_transformer_decoder(
+                cfg, predictor_channels(cfg, input_shape), mask_classification=True
+            ),
+            "transformer_in_feature": cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE,
+        }
+
+    def forward(
+        self, features: Mapping[str, Tensor], mask: Tensor | None = None, *, last_only: bool = False
+    ) -> dict[str, Any]:
+        """Predict classes and masks: see the predictor for the result, for `mask` and for `last_only`."""
+        mask_features, encoder_features, levels = self.pixel_decoder.forward_features(features)
+        source = predictor_input(self.transformer_in_feature, features, mask_features, encoder_features, levels)
+        return self.predictor(source, mask_features, mask, last_only=last_only)
+
+
+def predictor_channels(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> int:
+    """Width of what the transformer decoder attends to."""
+    source = cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE
+    decoded = {
+        "multi_scale_pixel_decoder": cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM,
+        "transformer_encoder": cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM,
+        "pixel_embedding": cfg.MODEL.SEM_SEG_HEAD.MASK_DIM,
+    }
+    if source in decoded:
+        return decoded[source]
+    if source not in input_shape:
+        raise ValueError(
+            f"MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE is {source!r}; choose one of {sorted(decoded)} or a feature of "
+            f"the backbone: {sorted(input_shape)}."
+        )
+    return input_shape[source].channels
+
+
+def predictor_input(
+    source: str,
+    features: Mapping[str, Tensor],
+    mask_features: Tensor,
+    encoder_features: Tensor | None,
+    levels: list[Tensor],
+) -> Tensor | list[Tensor]:
+    """Pick what the transformer decoder attends to."""
+    if source == "multi_scale_pixel_decoder":
+        return levels
+    if source == "pixel_embedding":
+        return mask_features
+    if source == "transformer_encoder":
+        if encoder_features is None:
+            raise ValueError(
+                "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE is transformer_encoder, but the pixel decoder has none; "
+                "choose TransformerEncoderPixelDecoder, or a feature of the backbone."
+            )
+        return encoder_features
+    return features[source]

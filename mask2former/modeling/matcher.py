@@ -1,0 +1,112 @@
+"""Bipartite matching of queries to ground-truth segments (paper, section 3.3).
+
+N layers, B images, Q queries, K classes, G segments of an image (all images: sum of G), P points, H W size of masks.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.projects.point_rend.point_features import point_sample
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from .points import sample_masks
+
+Match = tuple[Tensor, Tensor]  # matched queries and their segments, both int64
+
+# Stands for a cost that is not a number or infinite: worse than any real cost, and small enough to add up.
+WORST_COST = 1e6
+
+
+class HungarianMatcher(nn.Module):
+    """Give each segment the query of least total cost; a query takes one segment at most."""
+
+    def __init__(
+        self, cost_class: float = 1.0, cost_mask: float = 1.0, cost_dice: float = 1.0, num_points: int = 0
+    ) -> None:
+        """
+        Args:
+            cost_class, cost_mask, cost_dice: weights of the three costs.
+            num_points: P, uniformly random points per layer and image at which masks are compared.
+        """
+        super().__init__()
+        if cost_class == cost_mask == cost_dice == 0:
+            raise ValueError("All matching costs are 0: set at least one of CLASS_WEIGHT, MASK_WEIGHT, DICE_WEIGHT.")
+        self.cost_class = cost_class
+        self.cost_mask = cost_mask
+        self.cost_dice = cost_dice
+        self.num_points = num_points
+
+    def forward(self, outputs: dict[str, Any], targets: Sequence[dict[str, Tensor]]) -> list[Match]:
+        """Match the predictions of one layer: see `match_layers`; returns one match per image."""
+        return self.match_layers([outputs], targets)[0]
+
+    @torch.no_grad()
+    def match_layers(self, layers: Sequence[dict[str, Any]], targets: Sequence[dict[str, Tensor]]) -> list[list[Match]]:
+        """Match the predictions of several layers, with one transfer from the device for all of them.
+
+        Random points are drawn at once: layer by layer, within a layer image by image.
+
+        Args:
+            layers: N dicts of "pred_logits" (B, Q, K+1) and "pred_masks" (B, Q, H, W).
+            targets: B dicts of "labels" (G) and "masks" (G, H', W').
+
+        Returns:
+            N lists of B matches; each pair of tensors, on the device of the predictions, has min(Q, G) entries.
+        """
+        logits = torch.stack([layer["pred_logits"] for layer in layers], 1).float()  # (B, N, Q, K+1)
+        device = logits.device
+        points = torch.rand(len(layers), len(targets), self.num_points, 2, device=device)
+        with torch.autocast(device.type, enabled=False):
+            costs = [
+                self._cost(logits[b], torch.stack([layer["pred_masks"][b] for layer in layers]), target, points[:, b])
+                for b, target in enumerate(targets)
+            ]  # B of (N, Q, G)
+        counts = [cost.shape[-1] for cost in costs]
+        on_host = torch.cat(costs, -1).cpu().split(counts, -1)
+        pairs = [[linear_sum_assignment(cost[n].numpy()) for cost in on_host] for n in range(len(layers))]
+        return _to_device(pairs, device)
+
+    def _cost(self, logits: Tensor, mask_logits: Tensor, target: dict[str, Tensor], points: Tensor) -> Tensor:
+        """Cost of every query for every segment of one image.
+
+        Args:
+            logits: (N, Q, K+1).
+            mask_logits: (N, Q, H, W).
+            points: (N, P, 2).
+
+        Returns:
+            (N, Q, G) float32, finite.
+        """
+        cost_class = -logits.softmax(-1)[..., target["labels"]]
+        predicted = point_sample(mask_logits.float(), points, align_corners=False)  # (N, Q, P)
+        truth = sample_masks(target["masks"], points.flatten(0, 1)[None]).unflatten(1, points.shape[:2])
+        truth = truth.transpose(0, 1)  # (N, G, P)
+        cost = (
+            self.cost_class * cost_class
+            + self.cost_mask * pairwise_cross_entropy(predicted, truth)
+            + self.cost_dice * pairwise_dice(predicted, truth)
+        )
+        return torch.where(cost.isfinite(), cost, WORST_COST)
+
+
+def pairwise_cross_entropy(logits: Tensor, truth: Tensor) -> Tensor:
+    """Mean binary cross entropy over points: (N, Q, P) logits and (N, G, P) truth to (N, Q, G)."""
+    # -t log p - (1 - t) log(1 - p) = softplus(x) - t x
+    return (F.softplus(logits).sum(-1, keepdim=True) - logits @ truth.mT) / logits.shape[-1]
+
+
+def pairwise_dice(logits: Tensor, truth: Tensor) -> Tensor:
+    """Dice loss over points, smoothed by 1: (N, Q, P) logits and (N, G, P) truth to (N, Q, G)."""
+    probs = logits.sigmoid()
+    total = probs.sum(-1)[..., None] + truth.sum(-1)[:, None]
+    return 1 - (2 * (probs @ truth.mT) + 1) / (total + 1)
+
+
+def _to_device(pairs: list[list[tuple[Any, Any]]], device: torch.device) -> list[list[Match]]:
+    """The index arrays as tensors on the device, moved in one piece."""
+    flat = [torch.as_tensor(index) for layer in pairs for pair in layer for index in pair]
+    moved = iter(torch.cat(flat).to(device, non_blocking=True).split([len(index) for index in flat]))
+    return [[(next(moved), next(moved)) for _ in layer] for layer in pairs]
