@@ -95,7 +95,7 @@ class _TrainingMapper:
         height, width = dataset_dict["image"].shape[-2:]
         gt_classes = torch.tensor(classes, dtype=torch.int64)
         self._check_classes(dataset_dict, gt_classes)
-        filled = masks.flatten(1).any(1)
+        filled = (masks != 0).flatten(1).any(1)
         instances = Instances((height, width))
         instances.gt_classes = gt_classes[filled]
         instances.gt_masks = masks[filled] if filled.any() else torch.zeros((0, height, width))
