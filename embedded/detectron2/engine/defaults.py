@@ -3,7 +3,6 @@
 import argparse
 import logging
 import os
-import random
 import sys
 import weakref
 from collections import OrderedDict
@@ -21,13 +20,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.utils import comm
-from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 from . import hooks
+from .random_state import random_state, restore_random_state
 from .train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 
 __all__ = [
@@ -87,6 +86,8 @@ def default_setup(cfg: CfgNode, args: Any) -> None:
         cfg: the final config; its text goes into `config.yaml` in OUTPUT_DIR.
         args: anything; `config_file` and `eval_only` are looked at if it has them.
     """
+    from detectron2.utils.collect_env import collect_env_info  # asks every library for its version: slow to import
+
     output_dir, rank = cfg.OUTPUT_DIR, comm.get_rank()
     if comm.is_main_process() and output_dir:
         PathManager.mkdirs(output_dir)
@@ -198,10 +199,12 @@ class DefaultTrainer(TrainerBase):
         model = create_ddp_model(model, broadcast_buffers=False)
         inner = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer: SimpleTrainer = inner(model, data_loader, optimizer)
+        self._trainer.register_hooks([_AfterBackward(weakref.proxy(self))])
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         # A strong reference to the trainer would keep all of this alive in a circle.
         self.checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.cfg = cfg
+        self._random_state: Mapping[str, Any] | None = None
         self.start_iter = 0
         self.max_iter: int = cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
@@ -256,6 +259,13 @@ class DefaultTrainer(TrainerBase):
         """What PeriodicWriter writes to."""
         return default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
 
+    def before_train(self) -> None:
+        super().before_train()
+        if self._random_state is not None:
+            iter(self._trainer._data_loader_iter)  # making it draws a number, which it also did before the checkpoint
+            restore_random_state(self._random_state, self.start_iter)
+            self._random_state = None
+
     def train(self) -> Mapping[str, Any] | None:
         """Train from `start_iter` to the end.
 
@@ -275,17 +285,13 @@ class DefaultTrainer(TrainerBase):
         self._trainer.iter = self.iter
         self._trainer.run_step()
 
-    def after_backward(self) -> None:
-        super().after_backward()
-
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "_trainer": self._trainer.state_dict(), "random": _random_state()}
+        return {**super().state_dict(), "_trainer": self._trainer.state_dict(), "random": random_state()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
-        if "random" in state_dict:  # upstream's checkpoints have none
-            _restore_random_state(state_dict["random"], self.iter)
+        self._random_state = state_dict.get("random")  # upstream's checkpoints have none
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -412,6 +418,16 @@ class DefaultTrainer(TrainerBase):
         return cfg
 
 
+class _AfterBackward(HookBase):
+    """Lets the hooks of the outer trainer know that the inner one has its gradients."""
+
+    def __init__(self, outer: TrainerBase) -> None:
+        self._outer = outer
+
+    def after_backward(self) -> None:
+        self._outer.after_backward()
+
+
 def _on_this_machine(cfg: CfgNode) -> CfgNode:
     """The config with a device that exists. Configs made for GPUs run on the CPU, and the log has one line on it."""
     if not cfg.MODEL.DEVICE.startswith("cuda") or torch.cuda.is_available():
@@ -425,30 +441,3 @@ def _on_this_machine(cfg: CfgNode) -> CfgNode:
     if was_frozen:
         cfg.freeze()
     return cfg
-
-
-def _random_state() -> dict[str, Any]:
-    """The generators of the main process, in types that a checkpoint may hold."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],
-        "python": random.getstate(),
-    }
-
-
-def _restore_random_state(state: Mapping[str, Any], iteration: int) -> None:
-    """Go on drawing where the checkpoint stopped. Processes other than the main one, whose state it does not have,
-    take a seed that neither another process nor an earlier start has.
-    """
-    if not comm.is_main_process():
-        seed_all_rng((torch.initial_seed() + 1_000_003 * (iteration + 1)) % 2**31)
-        return
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))

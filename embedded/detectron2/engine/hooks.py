@@ -271,7 +271,10 @@ class LRScheduler(HookBase):
 
 
 def _representative_group(optimizer: Optimizer) -> int:
-    """Index of the parameter group whose rate to report: the largest, or with one parameter each, the most common rate."""
+    """Index of the parameter group whose rate to report.
+
+    The largest one; or, where each has one parameter, the first with the most common rate.
+    """
     sizes = [len(group["params"]) for group in optimizer.param_groups]
     if max(sizes) > 1:
         return sizes.index(max(sizes))

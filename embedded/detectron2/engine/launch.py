@@ -37,7 +37,8 @@ def launch(
         num_gpus_per_machine: processes per machine; without CUDA these are processes on the CPU.
         num_machines: how many machines run this call.
         machine_rank: which of them this is, from 0.
-        dist_url: where machine 0 listens, such as "tcp://10.0.0.1:29500"; "auto" picks a free port, on one machine only.
+        dist_url: where machine 0 listens, such as "tcp://10.0.0.1:29500"; "auto", on one machine only, picks a
+            free port.
         args: of `main_func`.
         timeout: how long a process waits for the others before it gives up.
     """

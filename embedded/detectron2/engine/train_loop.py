@@ -173,7 +173,7 @@ class SimpleTrainer(TrainerBase):
         if self.zero_grad_before_forward:
             self.optimizer.zero_grad()
         losses, total = self._forward(batch)
-        # Before the gradients of the last step are cleared, so that a loss that is not finite can be reported with them.
+        # Before the gradients of the last step are cleared: a loss that is not finite is reported with their norm.
         self._write_metrics(losses, data_time)
         if not self.zero_grad_before_forward:
             self.optimizer.zero_grad()
