@@ -19,8 +19,8 @@ _MODULES = """
     checkpoint.c2_model_loading checkpoint.catalog config.lazy config.instantiate
     data.benchmark data.datasets.lvis data.datasets.lvis_v0_5_categories data.datasets.lvis_v1_categories
     data.datasets.pascal_voc
-    evaluation.lvis_evaluation evaluation.pascal_voc_evaluation evaluation.rotated_coco_evaluation evaluation.testing
-    layers.aspp layers.deform_conv layers.losses layers.mask_ops layers.nms layers.roi_align layers.roi_align_rotated
+    evaluation.pascal_voc_evaluation evaluation.rotated_coco_evaluation
+    layers.aspp layers.losses layers.mask_ops layers.nms layers.roi_align layers.roi_align_rotated
     layers.rotated_boxes
     modeling.anchor_generator modeling.box_regression modeling.matcher modeling.mmdet_wrapper modeling.poolers
     modeling.proposal_generator modeling.roi_heads modeling.sampling

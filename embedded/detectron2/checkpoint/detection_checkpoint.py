@@ -153,8 +153,8 @@ class DetectionCheckpointer(Checkpointer):
         loaded = total - len(absent)
         log = self.logger.info if loaded else self.logger.warning
         log(
-            "Loaded %d of %d tensors of the model from %s; %d keep their initial values (%d of them because their shape "
-            "differs), %d in the file are not used.",
+            "Loaded %d of %d tensors of the model from %s; %d keep their initial values (%d because of their shape), "
+            "%d in the file are not used.",
             loaded,
             total,
             self._source,

@@ -114,7 +114,7 @@ class CfgNode(_CfgNode):
             if not message.startswith(("Non-existent config key: ", "Non-existent key: ")):
                 raise
             key = message.rpartition(": ")[2]
-            raise type(error)(f"{message}{where}.{self._nearest(key)}") from None
+            raise type(error)(f"{message}{where}.{self._advice(key, _look_up(new, key))}") from None
         except ValueError as error:
             message = str(error)
             if not message.startswith("Type mismatch"):
@@ -126,17 +126,17 @@ class CfgNode(_CfgNode):
                 message = f"Type mismatch (section vs. {_look_up(new, key)!r}) for config key: {key}"
             raise ValueError(f"{message}{where}{hint}") from None
 
-    def _nearest(self, key: str) -> str:
+    def _advice(self, key: str, value: Any) -> str:
+        """What may have been meant by a key that does not exist."""
         names = list(safe_yaml.flatten(self))
-        close = difflib.get_close_matches(key, names, n=3, cutoff=0.75)
-        last = key.rpartition(".")[2]
-        close += [name for name in names if name.rpartition(".")[2] == last and name not in close][:3]
-        section = key.rpartition(".")[0]
-        if close:
-            return f" Did you mean {' or '.join(close[:3])}?"
+        section, _, last = key.rpartition(".")
+        if isinstance(value, dict):
+            section = key
         if section and section not in names:
             return f" There is no section {section}: was the project's add_..._config(cfg) called before?"
-        return ""
+        close = difflib.get_close_matches(key, names, n=3, cutoff=0.75)
+        close += [name for name in names if name.rpartition(".")[2] == last and name not in close]
+        return f" Did you mean {' or '.join(close[:3])}?" if close else ""
 
 
 def _overlay(base: dict[str, Any], top: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """YAML without code: only plain values, tuples, and lists of numbers written as arithmetic.
 
 The published configs write their training sizes as
-`!!python/object/apply:eval ["[int(x * 0.1 * 512) for x in range(5, 21)]"]`. `evaluate` computes such expressions from their syntax tree; Python's own eval is never called.
+`!!python/object/apply:eval ["[int(x * 0.1 * 512) for x in range(5, 21)]"]`.
+`evaluate` computes such expressions from their syntax tree; Python's own eval is never called.
 """
 
 import ast
