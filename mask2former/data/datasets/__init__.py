@@ -1,3 +1,3 @@
 """Data sets: importing this registers their names and reads nothing."""
 
-from . import register_shapes  # noqa: F401
+from . import register_coco_panoptic_annos_semseg, register_shapes  # noqa: F401

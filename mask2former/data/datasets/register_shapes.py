@@ -11,7 +11,8 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json, load_sem_seg
-from detectron2.data.datasets.coco_panoptic import load_coco_panoptic_json
+
+from .register_coco_panoptic_annos_semseg import load_coco_panoptic_json
 
 SHAPES_CATEGORIES: list[dict[str, Any]] = [
     {"id": 1, "name": "ball", "isthing": 1, "color": [230, 60, 60]},
@@ -52,15 +53,6 @@ def _semantic_metadata() -> dict[str, Any]:
     }
 
 
-def _load_panoptic(panoptic_json: str, images: str, panoptic: str, semantic: str) -> list[dict]:
-    meta = {**_thing_metadata(), **_semantic_metadata()}
-    records = load_coco_panoptic_json(panoptic_json, images, panoptic, meta)
-    for record in records:
-        name = os.path.basename(record["pan_seg_file_name"])
-        record["sem_seg_file_name"] = os.path.join(semantic, name)
-    return records
-
-
 def _register(name: str, folder: str, load: Callable[[], list[dict]], **metadata: Any) -> None:
     def load_if_made() -> list[dict]:
         if not os.path.isdir(folder):
@@ -77,6 +69,7 @@ def _register(name: str, folder: str, load: Callable[[], list[dict]], **metadata
 
 def register_all_shapes(root: str) -> None:
     """Register the training and validation images as found in the folder `root`/shapes."""
+    meta = {**_thing_metadata(), **_semantic_metadata()}
     for split in ("train", "val"):
         folder = os.path.join(root, "shapes", split)
         images, panoptic, semantic = (os.path.join(folder, part) for part in ("images", "panoptic", "semantic"))
@@ -94,7 +87,7 @@ def register_all_shapes(root: str) -> None:
         _register(
             f"shapes_{split}_panoptic",
             folder,
-            partial(_load_panoptic, panoptic_json, images, panoptic, semantic),
+            partial(load_coco_panoptic_json, panoptic_json, images, panoptic, semantic, meta),
             evaluator_type="coco_panoptic_seg",
             json_file=instances_json,
             image_root=images,
@@ -102,8 +95,7 @@ def register_all_shapes(root: str) -> None:
             panoptic_root=panoptic,
             sem_seg_root=semantic,
             label_divisor=1000,
-            **_thing_metadata(),
-            **_semantic_metadata(),
+            **meta,
         )
         _register(
             f"shapes_{split}_semantic",
