@@ -3,6 +3,7 @@
 import pytest
 import torch
 from detectron2.config import get_cfg
+from detectron2.modeling import build_backbone
 from detectron2.projects.deeplab import WarmupPolyLR, add_deeplab_config, build_lr_scheduler
 
 
@@ -105,3 +106,42 @@ def test_the_keys_and_their_defaults():
     assert (head.LOSS_TYPE, head.PROJECT_FEATURES, head.PROJECT_CHANNELS) == ("hard_pixel_mining", ["res2"], [48])
     assert (head.ASPP_CHANNELS, head.ASPP_DILATIONS, head.ASPP_DROPOUT) == (256, [6, 12, 18], 0.1)
     assert head.USE_DEPTHWISE_SEPARABLE_CONV is False
+
+
+def _resnet(**options):
+    cfg = _cfg()
+    cfg.MODEL.BACKBONE.NAME = "build_resnet_deeplab_backbone"
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    for key, value in {"NORM": "BN", "OUT_FEATURES": ["res2", "res4", "res5"], **options}.items():
+        cfg.MODEL.RESNETS[key] = value
+    with torch.device("meta"):
+        return build_backbone(cfg)
+
+
+def test_the_deeplab_stem_has_three_convolutions():
+    model = _resnet(STEM_OUT_CHANNELS=128)
+    shapes = {name: tuple(p.shape) for name, p in model.stem.named_parameters() if name.endswith("v1.weight")}
+    assert shapes == {"conv1.weight": (64, 3, 3, 3)}
+    assert tuple(model.stem.conv2.weight.shape) == (64, 64, 3, 3)
+    assert tuple(model.stem.conv3.weight.shape) == (128, 64, 3, 3) and hasattr(model.stem.conv3, "norm")
+    assert tuple(_resnet(STEM_TYPE="basic").stem.conv1.weight.shape) == (64, 3, 7, 7)
+
+
+def test_multi_grid_dilates_res5_even_at_dilation_1():
+    assert [block.conv2.dilation[0] for block in _resnet().res5] == [1, 2, 4]
+    blocks = _resnet(RES4_DILATION=2, RES5_DILATION=4)
+    assert [block.conv2.dilation[0] for block in blocks.res5] == [4, 8, 16]
+    assert {block.conv2.dilation[0] for block in blocks.res4} == {2}
+
+
+@pytest.mark.parametrize(("res4", "res5", "strides"), [(1, 1, (4, 16, 32)), (1, 2, (4, 16, 16)), (2, 4, (4, 8, 8))])
+def test_a_dilated_stage_does_not_stride(res4, res5, strides):
+    model = _resnet(RES4_DILATION=res4, RES5_DILATION=res5)
+    assert tuple(spec.stride for spec in model.output_shape().values()) == strides
+    maps = model(torch.zeros(1, 3, 64, 64, device="meta"))
+    assert tuple(64 // features.shape[-1] for features in maps.values()) == strides
+
+
+def test_an_unknown_stem_is_refused():
+    with pytest.raises(ValueError, match="nonsense"):
+        _resnet(STEM_TYPE="nonsense")
