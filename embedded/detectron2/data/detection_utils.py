@@ -108,7 +108,7 @@ def _to_array(image: Image.Image, format: str | None) -> np.ndarray:
         pixels = np.asarray(image)
         # TIFF may store the two bytes the other way round, which torch does not take.
         return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
-    if image.mode.startswith("I") and format != image.mode:
+    if image.mode.startswith("I") and format not in (image.mode, "I", "F"):
         image = _to_eight_bit(image, is_label=format == "L")
     elif image.mode == "F" and format != "F":
         raise ValueError("floating-point pixels have no known range. Convert the file to 8 or 16 bit.")
