@@ -322,7 +322,7 @@ def _evaluate_predictions_on_coco(
         cocoeval_fn = COCOeval_opt if use_fast_impl else COCOeval
     if iou_type == "segm" and any("segmentation" not in entry for entry in coco_results):
         raise ValueError("the task segm needs pred_masks in the predictions; there are instances without")
-    # With a box, COCO would take the area (small, medium, large) of a mask from it. Also, loadRes writes into its input.
+    # With a box, COCO would take the area (small, medium, large) of a mask from it. And loadRes writes into its input.
     unused = {"bbox"} if iou_type == "segm" else set()
     coco_results = [{key: entry[key] for key in entry.keys() - unused} for entry in coco_results]
 
