@@ -1,7 +1,7 @@
 """What a training run records about itself, and where it writes it.
 
-Code anywhere below a training loop reports to `get_event_storage()`; the loop's writers then put the news on the console
-and into files.
+Code anywhere below a training loop reports to `get_event_storage()`; the loop's writers then put the news on the
+console and into files.
 """
 
 import datetime
