@@ -26,10 +26,10 @@ def read_torch(path: str) -> Any:
         with torch.serialization.safe_globals(_torch_globals()):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" not in str(error) and "GLOBAL" not in str(error):
-            raise ValueError(_damaged(path, error)) from error
         named = re.search(r"GLOBAL (\S+)", str(error))
-        raise ValueError(_refused(path, named[1] if named else str(error))) from None
+        if named:
+            raise ValueError(_refused(path, named[1])) from None
+        raise ValueError(_damaged(path, str(error).partition("WeightsUnpickler error:")[2])) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise ValueError(_damaged(path, error)) from error
 
@@ -149,7 +149,7 @@ def _check_start(path: str) -> None:
 
 
 def _damaged(path: str, reason: object) -> str:
-    reason = str(reason).strip().split("\n")[0] or type(reason).__name__
+    reason = str(reason).strip().split("\n")[0].rstrip(".") or type(reason).__name__
     return (
         f"Cannot read the checkpoint {path}: {reason}. The file is damaged or incomplete "
         f"({os.path.getsize(path)} bytes): download or copy it again. If a run was interrupted while writing it, write "
