@@ -26,7 +26,7 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 from . import hooks
-from .random_state import random_state, restore_random_state
+from .resume import random_state, restore_random_state, skip_seen
 from .train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 
 __all__ = [
@@ -261,10 +261,11 @@ class DefaultTrainer(TrainerBase):
 
     def before_train(self) -> None:
         super().before_train()
-        if self._random_state is not None:
-            iter(self._trainer._data_loader_iter)  # making it draws a number, which it also did before the checkpoint
-            restore_random_state(self._random_state, self.start_iter)
-            self._random_state = None
+        if self._random_state is None:
+            return
+        skip_seen(self.data_loader, self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size())
+        restore_random_state(self._random_state, self.start_iter)
+        self._random_state = None
 
     def train(self) -> Mapping[str, Any] | None:
         """Train from `start_iter` to the end.
