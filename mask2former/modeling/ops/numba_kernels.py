@@ -1,0 +1,353 @@
+"""Multi-scale deformable attention on the CPU: one pass over the queries, nothing stored between the steps.
+
+B images, S pixels of all levels, A heads, D channels of a head, Q queries, N = L*P points of a query and head.
+
+The queries of one head go in blocks of `BLOCK`: points and weights of a block are computed as flat arrays, which LLVM
+vectorises over the points; then each query gathers its rows, vectorised over the channels (`vector_loops`). Work is
+split between threads so that no two write to the same place: forward over (image, block), backward over (image, head).
+The order of all sums is therefore the same whatever the number of threads. The threads are ordinary ones (the
+kernels release the GIL), as many as `torch.set_num_threads` allows; Numba's own would ignore that setting, and its
+default pool aborts when two Python threads enter it.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from .vector_loops import gather_rows, scatter_rows
+
+BLOCK = 32
+# Numbers describing points that are worth another thread: starting one takes some 50 microseconds.
+WORK_PER_THREAD = 50_000
+
+Shapes = Sequence[tuple[int, int]]
+
+# No nnan, no ninf: a NaN must come out as NaN.
+_OPTIONS = {"nogil": True, "cache": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
+_F = np.float32
+_ZERO, _HALF, _ONE = _F(0), _F(0.5), _F(1)
+
+
+def forward(value: Tensor, shapes: Shapes, points: Tensor, weights: Tensor | None, reference: Tensor | None) -> Tensor:
+    """The two forms of the operator.
+
+    Args:
+        value: (B, S, A, D).
+        shapes: (h, w) of each level.
+        points: (B, Q, A*N*2), locations in [0, 1]; or (B, Q, A*N*3), offsets in pixels, then logits.
+        weights: (B, Q, A*N), attention weights; or None.
+        reference: None; or (Q, 2), the points that the offsets start from.
+
+    Returns:
+        (B, Q, A*D) float32.
+    """
+    batch, _, heads, channels = value.shape
+    queries = points.shape[1]
+    out = torch.empty(batch, queries, heads * channels)
+    arguments = _arguments(value, shapes, points, weights, reference)
+    _in_threads(_forward, batch * -(-queries // BLOCK), points.numel(), (*arguments, out.numpy()))
+    return out
+
+
+def backward(
+    grad: Tensor, value: Tensor, shapes: Shapes, points: Tensor, weights: Tensor | None, reference: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `forward`, float32.
+
+    Returns:
+        (B, S, A, D) of the values, and (B, Q, A*N*3) of points and weights, or offsets and logits, side by side.
+    """
+    grad_value = torch.zeros(value.shape)
+    columns = points.shape[2] + (0 if weights is None else weights.shape[2])
+    grad_inputs = torch.empty(*points.shape[:2], columns)
+    arguments = _arguments(value, shapes, points, weights, reference)
+    outputs = (_array(grad), grad_value.numpy(), grad_inputs.numpy())
+    _in_threads(_backward, value.shape[0] * value.shape[2], points.numel(), (*arguments, *outputs))
+    return grad_value, grad_inputs
+
+
+def _arguments(
+    value: Tensor, shapes: Shapes, points: Tensor, weights: Tensor | None, reference: Tensor | None
+) -> tuple:
+    """The kernels' common arguments: value, levels, points, weights and their first column, reference, fused."""
+    sizes = np.array(shapes, dtype=np.int64).reshape(-1, 2)
+    levels = np.column_stack([sizes, np.cumsum(sizes.prod(1)) - sizes.prod(1)]).astype(np.int32)
+    at = _array(points)
+    if weights is None:
+        return _array(value), levels, at, at, at.shape[2] // 3 * 2, _array(reference), True
+    return _array(value), levels, at, _array(weights), 0, np.zeros((1, 2), np.float32), False
+
+
+def _array(x: Tensor) -> np.ndarray:
+    """float32 without gaps; the array keeps the tensor's memory alive."""
+    return x.detach().to(torch.float32).contiguous().numpy()
+
+
+def _in_threads(kernel: Callable[..., None], items: int, work: int, arguments: tuple) -> None:
+    """Call kernel(first, last, *arguments) on equal parts of range(items)."""
+    threads = min(torch.get_num_threads(), items, max(1, work // WORK_PER_THREAD))
+    if threads < 2:
+        kernel(0, items, *arguments)
+        return
+    ends = [items * part // threads for part in range(threads + 1)]
+    pool = _pool(os.getpid(), threads - 1)
+    others = [pool.submit(kernel, ends[i], ends[i + 1], *arguments) for i in range(1, threads)]
+    kernel(ends[0], ends[1], *arguments)
+    for other in others:
+        other.result()
+
+
+@functools.lru_cache(maxsize=2)
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """One pool for each process: a fork has none of its parent's threads."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="deform_attn")
+
+
+@njit(**_OPTIONS)
+def _forward(first, last, value, levels, points, weights, column, reference, fused, out):
+    """Items are (image, block of queries)."""
+    _, pixels, heads, channels = value.shape
+    queries = points.shape[1]
+    count = (weights.shape[2] - column) // heads
+    size = count * BLOCK
+    grid = _tile(levels, count)
+    blocks = (queries + BLOCK - 1) // BLOCK
+    place, attention = np.empty((2, size), np.float32), np.empty(size, np.float32)
+    index, weight = np.empty((4, size), np.int32), np.empty((4, size), np.float32)
+    scratch = np.empty(size, np.int32)
+    for item in range(first, last):
+        image, start = item // blocks, item % blocks * BLOCK
+        length = min(BLOCK, queries - start)
+        for head in range(heads):
+            _place(grid, points, weights, column, reference, fused, image, head, start, length, count, place, attention)
+            if fused:
+                _softmax(attention, length, count, scratch)
+            _corners(
+                grid[0],
+                grid[1],
+                grid[2],
+                place[0],
+                place[1],
+                attention,
+                length * count,
+                index[0],
+                index[1],
+                index[2],
+                index[3],
+                weight[0],
+                weight[1],
+                weight[2],
+                weight[3],
+            )
+            rows = value.ctypes.data + 4 * channels * (image * pixels * heads + head)
+            for i in range(length):
+                gather_rows(
+                    out.ctypes.data + 4 * channels * ((image * queries + start + i) * heads + head),
+                    rows,
+                    index.ctypes.data + 4 * i * count,
+                    weight.ctypes.data + 4 * i * count,
+                    size,
+                    count,
+                    channels,
+                    heads * channels,
+                )
+
+
+@njit(**_OPTIONS)
+def _backward(first, last, value, levels, points, weights, column, reference, fused, grad, grad_value, grad_inputs):
+    """Items are (image, head): each owns its slice of every gradient."""
+    _, pixels, heads, channels = value.shape
+    queries = points.shape[1]
+    count = (weights.shape[2] - column) // heads
+    size = count * BLOCK
+    grid = _tile(levels, count)
+    place, attention = np.empty((2, size), np.float32), np.empty(size, np.float32)
+    index, weight = np.empty((4, size), np.int32), np.empty((4, size), np.float32)
+    dots = np.empty((4, size), np.float32)
+    scratch = np.empty(size, np.int32)
+    for item in range(first, last):
+        image, head = item // heads, item % heads
+        rows = 4 * channels * (image * pixels * heads + head)
+        for start in range(0, queries, BLOCK):
+            length = min(BLOCK, queries - start)
+            _place(grid, points, weights, column, reference, fused, image, head, start, length, count, place, attention)
+            if fused:
+                _softmax(attention, length, count, scratch)
+            _corners(
+                grid[0],
+                grid[1],
+                grid[2],
+                place[0],
+                place[1],
+                attention,
+                length * count,
+                index[0],
+                index[1],
+                index[2],
+                index[3],
+                weight[0],
+                weight[1],
+                weight[2],
+                weight[3],
+            )
+            dots[:] = _ZERO
+            for i in range(length):
+                scatter_rows(
+                    grad.ctypes.data + 4 * channels * ((image * queries + start + i) * heads + head),
+                    value.ctypes.data + rows,
+                    grad_value.ctypes.data + rows,
+                    index.ctypes.data + 4 * i * count,
+                    weight.ctypes.data + 4 * i * count,
+                    dots.ctypes.data + 4 * i * count,
+                    size,
+                    count,
+                    channels,
+                    heads * channels,
+                )
+            _slopes(grid[0], grid[1], place[0], place[1], attention, length * count, dots[0], dots[1], dots[2], dots[3])
+            _store(levels, attention, dots, fused, image, head, heads, start, length, count, grad_inputs)
+
+
+@njit(**_OPTIONS)
+def _tile(levels, count):
+    """Height, width and first row of the level of every point of a block."""
+    per_level = count // levels.shape[0]
+    grid = np.empty((3, BLOCK * count), np.int32)
+    for i in range(BLOCK):
+        for p in range(count):
+            for k in range(3):
+                grid[k, i * count + p] = levels[p // per_level, k]
+    return grid
+
+
+@njit(**_OPTIONS)
+def _place(grid, points, weights, column, reference, fused, image, head, start, length, count, place, attention):
+    """Points in pixels of their level, pixel centres on whole numbers; and the weights, or logits, as they are."""
+    x, y, height, width = place[0], place[1], grid[0], grid[1]
+    for i in range(length):
+        at = points[image, start + i, head * 2 * count : (head + 1) * 2 * count]
+        of = weights[image, start + i, column + head * count : column + (head + 1) * count]
+        for p in range(count):
+            x[i * count + p] = at[2 * p]
+            y[i * count + p] = at[2 * p + 1]
+            attention[i * count + p] = of[p]
+    if fused:
+        for i in range(length):
+            right, down = reference[start + i]
+            for p in range(i * count, (i + 1) * count):
+                x[p] += right * _F(width[p]) - _HALF
+                y[p] += down * _F(height[p]) - _HALF
+    else:
+        for p in range(length * count):
+            x[p] = x[p] * _F(width[p]) - _HALF
+            y[p] = y[p] * _F(height[p]) - _HALF
+
+
+@njit(**_OPTIONS)
+def _softmax(x, length, count, scratch):
+    """Softmax over each `count` neighbours, in place. The exponential is Cephes' expf: libm's would not vectorise."""
+    power = scratch.view(np.float32)
+    for i in range(length):
+        row = x[i * count : (i + 1) * count]
+        top = row[0]
+        for p in range(1, count):
+            top = max(top, row[p])
+        for p in range(count):
+            row[p] -= top
+    for i in range(length * count):
+        exponent = max(x[i], _F(-87))
+        whole = np.floor(exponent * _F(1.44269504) + _HALF)
+        scratch[i] = (np.int32(whole) + np.int32(127)) << np.int32(23)  # the bits of 2 ** whole
+        r = (exponent - whole * _F(0.693359375)) + whole * _F(2.12194440e-4)
+        series = _F(1.9875691500e-4)
+        series = series * r + _F(1.3981999507e-3)
+        series = series * r + _F(8.3334519073e-3)
+        series = series * r + _F(4.1665795894e-2)
+        series = series * r + _F(1.6666665459e-1)
+        series = series * r + _F(5.0000001201e-1)
+        x[i] = (series * r * r + r + _ONE) + _ZERO * x[i]  # the last term lets a NaN through
+    for i in range(length):
+        row = x[i * count : (i + 1) * count]
+        total = _ZERO
+        for p in range(count):
+            row[p] *= power[i * count + p]
+            total += row[p]
+        total = _ONE / total
+        for p in range(count):
+            row[p] *= total
+
+
+@njit(**_OPTIONS)
+def _axis(x, size):
+    """Both neighbours of x on one axis, clamped into the level; whether they were inside; x minus the lower one."""
+    inside = min(max(x, _F(-2)), _F(size) + _ONE)  # so that the conversion to an integer is defined
+    floor = np.floor(inside)
+    low = np.int32(floor)
+    high = low + np.int32(1)
+    has_low = _ONE if 0 <= low < size else _ZERO
+    has_high = _ONE if 0 <= high < size else _ZERO
+    last = size - np.int32(1)
+    low, high = min(max(low, np.int32(0)), last), min(max(high, np.int32(0)), last)
+    return low, high, has_low, has_high, inside - floor + _ZERO * x
+
+
+@njit(**_OPTIONS)
+def _corners(height, width, start, xs, ys, attention, total, index_0, index_1, index_2, index_3, w_0, w_1, w_2, w_3):
+    """Rows of `value` that surround each point, and what each contributes.
+
+    The rows of all matrices are arguments of their own: so LLVM vectorises the loop, fifteen times as fast.
+    """
+    for p in range(total):
+        left, right, has_left, has_right, x = _axis(xs[p], width[p])
+        top, bottom, has_top, has_bottom, y = _axis(ys[p], height[p])
+        upper, lower = (_ONE - y) * has_top * attention[p], y * has_bottom * attention[p]
+        before, after = (_ONE - x) * has_left, x * has_right
+        top, bottom = start[p] + top * width[p], start[p] + bottom * width[p]
+        index_0[p] = top + left
+        index_1[p] = top + right
+        index_2[p] = bottom + left
+        index_3[p] = bottom + right
+        w_0[p] = upper * before
+        w_1[p] = upper * after
+        w_2[p] = lower * before
+        w_3[p] = lower * after
+
+
+@njit(**_OPTIONS)
+def _slopes(height, width, xs, ys, attention, total, dots_0, dots_1, dots_2, dots_3):
+    """Turn the corners' products with the output gradient, in place, into d/dx, d/dy and d/dweight of each point."""
+    for p in range(total):
+        _, _, has_left, has_right, x = _axis(xs[p], width[p])
+        _, _, has_top, has_bottom, y = _axis(ys[p], height[p])
+        top_left, top_right = dots_0[p] * has_top * has_left, dots_1[p] * has_top * has_right
+        low_left, low_right = dots_2[p] * has_bottom * has_left, dots_3[p] * has_bottom * has_right
+        upper, lower = top_left + (top_right - top_left) * x, low_left + (low_right - low_left) * x
+        dots_0[p] = attention[p] * ((top_right - top_left) * (_ONE - y) + (low_right - low_left) * y)
+        dots_1[p] = attention[p] * (lower - upper)
+        dots_2[p] = upper + (lower - upper) * y
+
+
+@njit(**_OPTIONS)
+def _store(levels, attention, slopes, fused, image, head, heads, start, length, count, grad_inputs):
+    """Carry the points' gradients back through the pixel scale, or the softmax, to the inputs."""
+    per_level = count // levels.shape[0]
+    for i in range(length):
+        row = grad_inputs[image, start + i]
+        points = row[head * 2 * count : (head + 1) * 2 * count]
+        weights = row[(2 * heads + head) * count : (2 * heads + head + 1) * count]
+        mean = _ZERO
+        if fused:
+            for p in range(count):
+                mean += attention[i * count + p] * slopes[2, i * count + p]
+        for p in range(count):
+            at = i * count + p
+            level = p // per_level
+            points[2 * p] = slopes[0, at] if fused else slopes[0, at] * levels[level, 1]
+            points[2 * p + 1] = slopes[1, at] if fused else slopes[1, at] * levels[level, 0]
+            weights[p] = attention[at] * (slopes[2, at] - mean) if fused else slopes[2, at]
