@@ -97,7 +97,7 @@ def read_image(file_name: str, format: str | None = None) -> np.ndarray:
 def _upright(image: Image.Image, file_name: str) -> Image.Image:
     try:
         orientation = image.getexif().get(274)
-    except Exception as error:  # Pillow's parser fails in many ways on a broken block, and the pixels are fine.
+    except SyntaxError as error:  # What Pillow raises for a broken block; the pixels are fine.
         logger.warning("%s: EXIF data cannot be read (%s); the image is taken as stored.", file_name, error)
         return image
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
