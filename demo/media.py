@@ -197,27 +197,29 @@ class VideoWriter:
 
     def __init__(self, path: Path, fps: float, size: tuple[int, int]) -> None:
         self.size = size
+        # Colours are stored at half the size, which must be whole: odd sides grow by a pixel.
+        self.border = size[0] % 2, size[1] % 2
+        height, width = size[0] + self.border[0], size[1] + self.border[1]
         self.container: Any = None
         if path.suffix.lower() == ".webm":
-            self.writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"VP90"), fps, size[::-1])
+            self.writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"VP90"), fps, (width, height))
             if not self.writer.isOpened():
                 raise InputError(f"this OpenCV cannot write VP9 ({path.name}): pip install av and give an .mp4")
             return
         self.container = av.open(str(path), "w", options={"movflags": "faststart"} if path.suffix != ".mkv" else {})
         self.stream = self.container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-        # 4:2:0 halves the sides of the colours: they must be even.
-        self.stream.height, self.stream.width = size[0] + size[0] % 2, size[1] + size[1] % 2
+        self.stream.height, self.stream.width = height, width
         self.stream.pix_fmt = "yuv420p"
         self.stream.options = {"crf": "20", "preset": "veryfast"}
 
     def write(self, frame: np.ndarray) -> None:
         if frame.shape[:2] != self.size:  # a stream may change its size; a file cannot
             frame = cv2.resize(frame, self.size[::-1], interpolation=cv2.INTER_AREA)
+        frame = cv2.copyMakeBorder(frame, 0, self.border[0], 0, self.border[1], cv2.BORDER_REPLICATE)
         if self.container is None:
             self.writer.write(frame)
-            return
-        frame = cv2.copyMakeBorder(frame, 0, self.size[0] % 2, 0, self.size[1] % 2, cv2.BORDER_REPLICATE)
-        self.container.mux(self.stream.encode(av.VideoFrame.from_ndarray(frame, format="bgr24")))
+        else:
+            self.container.mux(self.stream.encode(av.VideoFrame.from_ndarray(frame, format="bgr24")))
 
     def close(self) -> None:
         if self.container is None:
