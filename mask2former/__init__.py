@@ -13,8 +13,8 @@ except ModuleNotFoundError as error:
         name="detectron2",
     ) from None
 
-from .modeling import head, per_pixel_baseline  # noqa: F401  registers the heads
 from .config import add_maskformer2_config
 from .model import MaskFormer
+from .modeling import head, per_pixel_baseline  # noqa: F401  importing registers them
 
 __all__ = ["MaskFormer", "add_maskformer2_config"]

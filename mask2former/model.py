@@ -132,7 +132,7 @@ class MaskFormer(nn.Module):
         results: list[dict[str, Any]] = [{} for _ in images]
         for group in self.groups(images):
             batch = ImageList.from_tensors([images[i] for i in group], self.size_divisibility)
-            outputs = self.sem_seg_head(self.backbone(batch.tensor), last_only=True)
+            outputs = self.sem_seg_head(self.backbone(batch.tensor))
             for row, i in enumerate(group):
                 height, width = images[i].shape[-2:]
                 sample = batched_inputs[i]

@@ -63,7 +63,7 @@ class SetCriterion(nn.Module):
 
         Args:
             outputs: "pred_logits" (B, Q, K+1), "pred_masks" (B, Q, H, W), optionally "aux_outputs": a list of such
-                dicts, one per earlier layer.
+                dicts, one per earlier layer. Of a `Prediction` only the masks that are needed are made.
             targets: B dicts of "labels" (G) int64 and "masks" (G, H', W') bool.
 
         Returns:
@@ -74,10 +74,14 @@ class SetCriterion(nn.Module):
             matches = self.matcher.match_layers(layers, targets)
             num_masks = self._num_masks(targets)
             losses = {}
+            masks = matched_masks(layers, matches) if "masks" in self.losses else []
             for i, (layer, match) in enumerate(zip(layers, matches, strict=True)):
                 suffix = f"_{i - 1}" if i else ""
-                for name, loss in self._layer_losses(layer, targets, match, num_masks).items():
-                    losses[name + suffix] = loss
+                if "labels" in self.losses:
+                    losses["loss_ce" + suffix] = self._class_loss(layer["pred_logits"].float(), targets, match)
+                if "masks" in self.losses:
+                    mask_loss, dice = self._mask_losses(masks[i], targets, match, num_masks)
+                    losses |= {"loss_mask" + suffix: mask_loss, "loss_dice" + suffix: dice}
         return losses
 
     def _num_masks(self, targets: Sequence[dict[str, Tensor]]) -> Tensor:
@@ -88,20 +92,6 @@ class SetCriterion(nn.Module):
             count = count / world_size
         return count.clamp(min=1)
 
-    def _layer_losses(
-        self,
-        layer: dict[str, Any],
-        targets: Sequence[dict[str, Tensor]],
-        match: list[Match],
-        num_masks: Tensor,
-    ) -> dict[str, Tensor]:
-        losses = {}
-        if "labels" in self.losses:
-            losses["loss_ce"] = self._class_loss(layer["pred_logits"].float(), targets, match)
-        if "masks" in self.losses:
-            losses |= self._mask_losses(layer["pred_masks"], targets, match, num_masks)
-        return losses
-
     def _class_loss(self, logits: Tensor, targets: Sequence[dict[str, Tensor]], match: list[Match]) -> Tensor:
         """Weighted cross entropy over all queries; those without a segment are "no object"."""
         classes = torch.full(logits.shape[:2], self.num_classes, dtype=torch.int64, device=logits.device)  # (B, Q)
@@ -110,10 +100,9 @@ class SetCriterion(nn.Module):
         return F.cross_entropy(logits.transpose(1, 2), classes, self.empty_weight)
 
     def _mask_losses(
-        self, mask_logits: Tensor, targets: Sequence[dict[str, Tensor]], match: list[Match], num_masks: Tensor
-    ) -> dict[str, Tensor]:
-        """Cross entropy and dice of the matched masks at points; 0, with gradients, where nothing is matched."""
-        matched = torch.cat([mask_logits[b, queries] for b, (queries, _) in enumerate(match)]).float()  # (M, H, W)
+        self, matched: Tensor, targets: Sequence[dict[str, Tensor]], match: list[Match], num_masks: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Cross entropy and dice of the (M, H, W) matched masks at points; 0, with gradients, where M is 0."""
         points = uncertain_points(
             matched, self.num_points, self.oversample_ratio, self.importance_sample_ratio
         )  # (M, P, 2)
@@ -125,10 +114,27 @@ class SetCriterion(nn.Module):
             ]
         )  # (M, P)
         logits = point_sample(matched[:, None], points, align_corners=False).squeeze(1)  # (M, P)
-        return {
-            "loss_mask": sigmoid_cross_entropy_loss(logits, truth, num_masks),
-            "loss_dice": dice_loss(logits, truth, num_masks),
-        }
+        return sigmoid_cross_entropy_loss(logits, truth, num_masks), dice_loss(logits, truth, num_masks)
+
+
+def matched_masks(layers: Sequence[dict[str, Any]], matches: Sequence[list[Match]]) -> list[Tensor]:
+    """Mask logits of the matched queries, for each layer image by image: (M, H, W) float32.
+
+    Of `Prediction`s no other masks are made, so that none is kept for the backward pass either.
+    """
+    if "mask_embed" not in layers[0]:
+        return [
+            torch.cat([layer["pred_masks"][b, queries] for b, (queries, _) in enumerate(match)]).float()
+            for layer, match in zip(layers, matches, strict=True)
+        ]
+    by_image = []
+    # One product per image for all layers: the features' gradient is then summed inside it, not layer by layer.
+    for b, features in enumerate(layers[0]["mask_features"].unbind()):
+        queries = [match[b][0] for match in matches]
+        embedded = [layer["mask_embed"][b, index] for layer, index in zip(layers, queries, strict=True)]
+        masks = torch.einsum("mc,chw->mhw", torch.cat(embedded).to(features.dtype), features)
+        by_image.append(masks.float().split([len(index) for index in queries]))
+    return [torch.cat(layer) for layer in zip(*by_image, strict=True)]
 
 
 def sigmoid_cross_entropy_loss(logits: Tensor, truth: Tensor, num_masks: Tensor | float) -> Tensor:

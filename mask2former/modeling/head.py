@@ -93,13 +93,11 @@ class MaskFormerHead(PixelDecoderHead):
             "transformer_in_feature": cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE,
         }
 
-    def forward(
-        self, features: Mapping[str, Tensor], mask: Tensor | None = None, *, last_only: bool = False
-    ) -> dict[str, Any]:
-        """Predict classes and masks: see the predictor for the result, for `mask` and for `last_only`."""
+    def forward(self, features: Mapping[str, Tensor], mask: Tensor | None = None) -> dict[str, Any]:
+        """Predict classes and masks: see the predictor for the result and for `mask`."""
         mask_features, encoder_features, levels = self.pixel_decoder.forward_features(features)
         source = predictor_input(self.transformer_in_feature, features, mask_features, encoder_features, levels)
-        return self.predictor(source, mask_features, mask, last_only=last_only)
+        return self.predictor(source, mask_features, mask)
 
 
 def predictor_channels(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> int:

@@ -3,7 +3,7 @@
 N layers, B images, Q queries, K classes, G segments of an image (all images: sum of G), P points, H W size of masks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from detectron2.projects.point_rend.point_features import point_sample
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from .points import sample_masks
+from .points import sample_features, sample_masks
 
 Match = tuple[Tensor, Tensor]  # matched queries and their segments, both int64
 
@@ -50,40 +50,40 @@ class HungarianMatcher(nn.Module):
         Random points are drawn at once: layer by layer, within a layer image by image.
 
         Args:
-            layers: N dicts of "pred_logits" (B, Q, K+1) and "pred_masks" (B, Q, H, W).
+            layers: N dicts of "pred_logits" (B, Q, K+1) and "pred_masks" (B, Q, H, W), or `Prediction`s.
             targets: B dicts of "labels" (G) and "masks" (G, H', W').
 
         Returns:
             N lists of B matches; each pair of tensors, on the device of the predictions, has min(Q, G) entries.
         """
-        logits = torch.stack([layer["pred_logits"] for layer in layers], 1).float()  # (B, N, Q, K+1)
-        device = logits.device
+        device = layers[0]["pred_logits"].device
         points = torch.rand(len(layers), len(targets), self.num_points, 2, device=device)
         with torch.autocast(device.type, enabled=False):
             costs = [
-                self._cost(logits[b], torch.stack([layer["pred_masks"][b] for layer in layers]), target, points[:, b])
+                self._cost(layer["pred_logits"][b].float(), mask_logits, target, points[n, b]).flatten()
                 for b, target in enumerate(targets)
-            ]  # B of (N, Q, G)
-        counts = [cost.shape[-1] for cost in costs]
-        on_host = torch.cat(costs, -1).cpu().split(counts, -1)
-        pairs = [[linear_sum_assignment(cost[n].numpy()) for cost in on_host] for n in range(len(layers))]
-        return _to_device(pairs, device)
+                for n, (layer, mask_logits) in enumerate(zip(layers, masks_at_points(layers, b, points[:, b])))
+            ]  # B * N of (Q * G)
+        num_queries = layers[0]["pred_logits"].shape[1]
+        on_host = iter(torch.cat(costs).cpu().split([len(cost) for cost in costs]))
+        by_image = [
+            [linear_sum_assignment(next(on_host).view(num_queries, -1).numpy()) for _ in layers] for _ in targets
+        ]
+        return _to_device([list(layer) for layer in zip(*by_image, strict=True)], device)
 
-    def _cost(self, logits: Tensor, mask_logits: Tensor, target: dict[str, Tensor], points: Tensor) -> Tensor:
-        """Cost of every query for every segment of one image.
+    def _cost(self, logits: Tensor, predicted: Tensor, target: dict[str, Tensor], points: Tensor) -> Tensor:
+        """Cost of every query for every segment, of one image and layer.
 
         Args:
-            logits: (N, Q, K+1).
-            mask_logits: (N, Q, H, W).
-            points: (N, P, 2).
+            logits: (Q, K+1).
+            predicted: (Q, P), mask logits at the points.
+            points: (P, 2).
 
         Returns:
-            (N, Q, G) float32, finite.
+            (Q, G) float32, finite.
         """
         cost_class = -logits.softmax(-1)[..., target["labels"]]
-        predicted = point_sample(mask_logits.float(), points, align_corners=False)  # (N, Q, P)
-        truth = sample_masks(target["masks"], points.flatten(0, 1)[None]).unflatten(1, points.shape[:2])
-        truth = truth.transpose(0, 1)  # (N, G, P)
+        truth = sample_masks(target["masks"], points[None])  # (G, P)
         cost = (
             self.cost_class * cost_class
             + self.cost_mask * pairwise_cross_entropy(predicted, truth)
@@ -92,16 +92,37 @@ class HungarianMatcher(nn.Module):
         return torch.where(cost.isfinite(), cost, WORST_COST)
 
 
+def masks_at_points(layers: Sequence[dict[str, Any]], image: int, points: Tensor) -> Iterator[Tensor]:
+    """Mask logits of one image at points, without making whole masks where the decoder left them unmade.
+
+    Args:
+        layers: N predictions, see `HungarianMatcher.match_layers`.
+        points: (N, P, 2).
+
+    Yields:
+        N times (Q, P) float32.
+    """
+    if "mask_embed" not in layers[0]:
+        for layer, layer_points in zip(layers, points, strict=True):
+            masks = layer["pred_masks"][image].float()
+            yield point_sample(masks[None], layer_points[None], align_corners=False)[0]
+        return
+    # Sampling is linear too: sample the features, which all layers share, and multiply there.
+    features = layers[0]["mask_features"][image].permute(1, 2, 0).float().contiguous()  # (H, W, C)
+    for layer, layer_points in zip(layers, points, strict=True):
+        yield layer["mask_embed"][image].float() @ sample_features(features, layer_points).T
+
+
 def pairwise_cross_entropy(logits: Tensor, truth: Tensor) -> Tensor:
-    """Mean binary cross entropy over points: (N, Q, P) logits and (N, G, P) truth to (N, Q, G)."""
+    """Mean binary cross entropy over points: (Q, P) logits and (G, P) truth to (Q, G)."""
     # -t log p - (1 - t) log(1 - p) = softplus(x) - t x
     return (F.softplus(logits).sum(-1, keepdim=True) - logits @ truth.mT) / logits.shape[-1]
 
 
 def pairwise_dice(logits: Tensor, truth: Tensor) -> Tensor:
-    """Dice loss over points, smoothed by 1: (N, Q, P) logits and (N, G, P) truth to (N, Q, G)."""
+    """Dice loss over points, smoothed by 1: (Q, P) logits and (G, P) truth to (Q, G)."""
     probs = logits.sigmoid()
-    total = probs.sum(-1)[..., None] + truth.sum(-1)[:, None]
+    total = probs.sum(-1)[:, None] + truth.sum(-1)
     return 1 - (2 * (probs @ truth.mT) + 1) / (total + 1)
 
 

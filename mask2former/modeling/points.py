@@ -1,9 +1,11 @@
 """Masks at points: what matching and mask losses compare (paper, section 3.3).
 
-M masks, P points, H W size of a mask. Points are (x, y) in [0, 1], (0, 0) the outer corner of the first pixel.
+M masks, P points, C channels, H W size of a mask. Points are (x, y) in [0, 1]; (0, 0) is the outer corner of the
+first pixel.
 """
 
 import torch
+import torch.nn.functional as F
 from detectron2.projects.point_rend.point_features import get_uncertain_point_coords_with_randomness
 from torch import Tensor
 
@@ -18,21 +20,41 @@ def sample_masks(masks: Tensor, points: Tensor) -> Tensor:
     Returns:
         (M, P) float32.
     """
-    height, width = masks.shape[-2:]
-    xy = points.float() * points.new_tensor([width, height], dtype=torch.float32) - 0.5  # (M, P, 2) in pixels
-    corner = xy.floor()
-    fraction = xy - corner
-    corner = corner.long()
+    pixels, weights = corners(points, masks.shape[-2:])
     flat = masks.flatten(1)
     result = torch.zeros(len(masks), points.shape[1], device=masks.device)
-    for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
-        x, y = corner[..., 0] + dx, corner[..., 1] + dy
-        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-        weight = (fraction[..., 0] if dx else 1 - fraction[..., 0]) * (fraction[..., 1] if dy else 1 - fraction[..., 1])
-        index = (y * width + x).where(inside, 0)  # (M, P) or (1, P)
-        pixels = flat[:, index[0]] if len(index) == 1 else flat.gather(1, index)
-        result += pixels * (weight * inside)
+    for pixel, weight in zip(pixels.unbind(-1), weights.unbind(-1), strict=True):
+        result += weight * (flat[:, pixel[0]] if len(pixel) == 1 else flat.gather(1, pixel))
     return result
+
+
+def sample_features(features: Tensor, points: Tensor) -> Tensor:
+    """Bilinear samples of whole feature vectors: faster than channel by channel where there are many channels.
+
+    Args:
+        features: (H, W, C), contiguous, float32; 0 outside.
+        points: (P, 2).
+
+    Returns:
+        (P, C) float32.
+    """
+    pixels, weights = corners(points, features.shape[:2])
+    return F.embedding_bag(pixels, features.flatten(0, 1), per_sample_weights=weights, mode="sum")
+
+
+def corners(points: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The four pixels around each point: (..., 2) to (..., 4) flat indices and (..., 4) float32 bilinear weights.
+
+    A pixel outside the (H, W) map has weight 0 (and index 0).
+    """
+    height, width = size
+    x, y = (points[..., 0].float() * width - 0.5), (points[..., 1].float() * height - 0.5)
+    left, top = x.floor(), y.floor()
+    column = torch.stack([left, left + 1, left, left + 1], -1)
+    row = torch.stack([top, top, top + 1, top + 1], -1)
+    weight = (1 - (column - x[..., None]).abs()) * (1 - (row - y[..., None]).abs())
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    return ((row * width + column) * inside).long(), weight * inside
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..layers import MLP, Attention
 from ..position_encoding import sine_position_encoding
 from .build import TRANSFORMER_DECODER_REGISTRY
+from .prediction import Prediction
 
 NUM_LEVELS = 3
 
@@ -93,20 +94,17 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             "enforce_input_project": mask_former.ENFORCE_INPUT_PROJ,
         }
 
-    def forward(
-        self, x: list[Tensor], mask_features: Tensor, mask: Tensor | None = None, *, last_only: bool = False
-    ) -> dict[str, Any]:
+    def forward(self, x: list[Tensor], mask_features: Tensor, mask: Tensor | None = None) -> Prediction:
         """Predict Q classes and masks.
 
         Args:
             x: L levels of (B, in_channels, h, w), the coarsest first.
             mask_features: (B, mask_dim, H, W).
             mask: part of the published signature; padding is not masked, so it must be None.
-            last_only: inference: full masks of the last layer alone, no "aux_outputs".
 
         Returns:
-            "pred_logits" (B, Q, K+1), "pred_masks" (B, Q, H, W) of the last layer, and as "aux_outputs" the same two
-            of every prediction before it, the first one first.
+            What the last layer predicts, "pred_logits" (B, Q, K+1) and "pred_masks" (B, Q, H, W), and as "aux_outputs"
+            what was predicted before it, the first one first.
         """
         if len(x) != NUM_LEVELS or mask is not None:
             raise ValueError(f"Expected {NUM_LEVELS} feature levels and no padding mask, got {len(x)} and {mask!r}.")
@@ -120,18 +118,17 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         batch = mask_features.shape[0]
         queries = self.query_feat.weight.expand(batch, -1, -1)
         position = self.query_embed.weight.expand(batch, -1, -1)
-        states = [self.decoder_norm(queries)]
+        predictions = [self._predict(queries, mask_features)]
         for i in range(len(self.transformer_cross_attention_layers)):
             level = i % NUM_LEVELS
-            allowed = attention_mask(self.mask_embed(states[-1]), small_mask_features[level])
+            allowed = attention_mask(predictions[-1]["mask_embed"], small_mask_features[level])
             queries = self.transformer_cross_attention_layers[i](queries, *memory[level], position, allowed)
             queries = self.transformer_self_attention_layers[i](queries, position)
             queries = self.transformer_ffn_layers[i](queries)
-            states.append(self.decoder_norm(queries))
-        outputs = self._predict(states[-1], mask_features)
-        if not last_only:
-            outputs["aux_outputs"] = [self._predict(state, mask_features) for state in states[:-1]]
-        return outputs
+            predictions.append(self._predict(queries, mask_features))
+        *earlier, last = predictions
+        last["aux_outputs"] = earlier
+        return last
 
     def _flatten(self, features: Tensor, level: int) -> tuple[Tensor, Tensor]:
         """(B, in_channels, h, w) to keys (with positions) and values, both (B, h*w, C)."""
@@ -140,10 +137,12 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         values = projected.flatten(2).transpose(1, 2) + self.level_embed.weight[level]
         return values + sine_position_encoding(height, width, channels, values.device, values.dtype), values
 
-    def _predict(self, state: Tensor, mask_features: Tensor) -> dict[str, Tensor]:
-        """Class and mask logits of the normalised queries (B, Q, C)."""
-        masks = torch.einsum("bqc,bchw->bqhw", self.mask_embed(state), mask_features)
-        return {"pred_logits": self.class_embed(state), "pred_masks": masks}
+    def _predict(self, queries: Tensor, mask_features: Tensor) -> Prediction:
+        """What the queries (B, Q, C) stand for."""
+        state = self.decoder_norm(queries)
+        return Prediction(
+            pred_logits=self.class_embed(state), mask_embed=self.mask_embed(state), mask_features=mask_features
+        )
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..layers import MLP, Attention, add_position
 from ..position_encoding import sine_position_encoding
 from .build import TRANSFORMER_DECODER_REGISTRY
+from .prediction import Prediction
 
 
 @TRANSFORMER_DECODER_REGISTRY.register()
@@ -82,16 +83,13 @@ class StandardTransformerDecoder(nn.Module):
             "enforce_input_project": mask_former.ENFORCE_INPUT_PROJ,
         }
 
-    def forward(
-        self, x: Tensor, mask_features: Tensor, mask: Tensor | None = None, *, last_only: bool = False
-    ) -> dict[str, Any]:
+    def forward(self, x: Tensor, mask_features: Tensor, mask: Tensor | None = None) -> Prediction:
         """Predict Q classes and masks.
 
         Args:
             x: (B, in_channels, h, w).
             mask_features: (B, mask_dim, H, W).
             mask: part of the published signature; padding is not masked, so it must be None.
-            last_only: inference: the last layer alone, no "aux_outputs".
 
         Returns:
             "pred_logits" (B, Q, K+1; absent without mask_classification) and "pred_masks" (B, Q, H, W); with deep
@@ -100,16 +98,17 @@ class StandardTransformerDecoder(nn.Module):
         if mask is not None:
             raise ValueError("A padding mask is not supported; pass None.")
         states = self.transformer(self.input_proj(x), self.query_embed.weight)
-        outputs = self._predict(states[-1], mask_features)
-        if self.deep_supervision and not last_only:
-            outputs["aux_outputs"] = [self._predict(state, mask_features) for state in states[:-1]]
-        return outputs
+        *earlier, last = [self._predict(state, mask_features) for state in states]
+        if self.deep_supervision:
+            last["aux_outputs"] = earlier
+        return last
 
-    def _predict(self, state: Tensor, mask_features: Tensor) -> dict[str, Tensor]:
-        """Class and mask logits of (B, Q, C)."""
-        masks = torch.einsum("bqc,bchw->bqhw", self.mask_embed(state), mask_features)
-        classes = {} if self.class_embed is None else {"pred_logits": self.class_embed(state)}
-        return {**classes, "pred_masks": masks}
+    def _predict(self, state: Tensor, mask_features: Tensor) -> Prediction:
+        """What the queries (B, Q, C) stand for."""
+        prediction = Prediction(mask_embed=self.mask_embed(state), mask_features=mask_features)
+        if self.class_embed is not None:
+            prediction["pred_logits"] = self.class_embed(state)
+        return prediction
 
 
 class Transformer(nn.Module):
