@@ -559,7 +559,7 @@ def decode(segmentation: Any, height: int, width: int) -> Array:
     return mask_util.decode(mask_util.merge(rle) if isinstance(rle, list) else rle).astype(bool)
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
     parser.add_argument("--output", type=Path, default=Path(root) / "shapes", help="folder to make (%(default)s)")
@@ -568,7 +568,7 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=128, help="side of a square of an image's area (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--check", action="store_true", help="only check the files that are there")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if min(args.train, args.val) < 1 or args.size < 32 or args.seed < 0:
         parser.error("--train and --val must be at least 1, --size at least 32, --seed at least 0")
 

@@ -29,9 +29,9 @@ def load_coco_panoptic_json(
     """
     if not os.path.isdir(semseg_dir):
         raise FileNotFoundError(
-            f"The folder of semantic labels {semseg_dir!r} does not exist (looked at from {os.getcwd()!r}). For COCO, make "
-            "it with `python datasets/prepare_coco_semantic_annos_from_panoptic_annos.py`; DETECTRON2_DATASETS names the "
-            "folder that holds all data sets (default: ./datasets)."
+            f"The folder of semantic labels {semseg_dir!r} does not exist (looked at from {os.getcwd()!r}). For COCO, "
+            "make it with `python datasets/prepare_coco_semantic_annos_from_panoptic_annos.py`; DETECTRON2_DATASETS "
+            "names the folder that holds all data sets (default: ./datasets)."
         )
     records = coco_panoptic.load_coco_panoptic_json(json_file, image_dir, gt_dir, meta)
     for record in records:
