@@ -80,7 +80,7 @@ class Primitives:
         self.output = VisImage(self.img, scale)
         side = float(np.sqrt(self.output.height * self.output.width))
         self._default_font_size = max(side // 90, 10 // scale) * font_size_scale
-        self._line_width = max(1, round(side * scale / 800))
+        self._line_width = max(1, round(side * scale / 500))
 
     def draw_binary_mask(
         self, binary_mask: Any, color: Color | None = None, *, edge_color: Color | None = None, text: str | None = None,
@@ -188,9 +188,11 @@ class Primitives:
         scale = self.output.scale
         for i in shown:
             crop, corner = regions[i].mask.crop(scale)
-            edge = regions[i].edge or self._change_color_brightness(regions[i].color, 0.35)
+            edge, width = regions[i].edge, max(1, self._line_width // 2)
+            if edge is None:
+                edge, width = self._change_color_brightness(regions[i].color, 0.35), self._line_width
             draw.paint_mask(self.output.canvas, crop, corner, regions[i].color, regions[i].alpha)
-            draw.paint_contours(self.output.canvas, crop, corner, edge, self._line_width)
+            draw.paint_contours(self.output.canvas, crop, corner, edge, width)
         # Small objects have the least choice of places: they come first.
         for i in sorted(shown, key=lambda i: areas[i]):
             if regions[i].text:
@@ -242,9 +244,6 @@ class Primitives:
         if len(box) == 5:
             return cv2.boxPoints(((box[0], box[1]), (box[2], box[3]), -box[4])).astype(float)
         return box[[0, 1, 2, 1, 2, 3, 0, 3]].reshape(4, 2)
-
-    def _draw_any_box(self, box: np.ndarray, color: RGB) -> None:
-        self._lines(self._outline(box), color, alpha=0.5, closed=True)
 
     def _lines(self, points: np.ndarray, color: Color, *, width: float | None = None, **how: Any) -> VisImage:
         width = self._line_width if width is None else max(1, round(width * self.output.scale))

@@ -160,7 +160,8 @@ class Visualizer(Primitives):
 
         for i in _largest_first(boxes) if masks is None and boxes is not None else range(count):
             if boxes is not None:
-                self._draw_any_box(boxes[i], colors[i])
+                # Next to a mask the box says little: it stays in the background.
+                self._lines(self._outline(boxes[i]), colors[i], closed=True, alpha=1.0 if masks is None else 0.4)
             if keypoints is not None:
                 self.draw_and_connect_keypoints(keypoints[i])
         if masks is not None:
