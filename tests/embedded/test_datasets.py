@@ -158,6 +158,12 @@ def test_missing_data_says_where_it_was_looked_for(name, tmp_path, monkeypatch):
         DatasetCatalog.get(name)
 
 
+def test_classes_that_differ_from_the_file_are_refused(tmp_path):
+    register_coco_instances("datasets_test", {"thing_classes": ["seven", "three"]}, coco_file(tmp_path, []), "images")
+    with pytest.raises((ValueError, AssertionError), match=r"datasets_test"):
+        DatasetCatalog.get("datasets_test")
+
+
 @embedded_only
 def test_an_incomplete_file_is_named(tmp_path):
     (tmp_path / "half.json").write_text('{"images": [')

@@ -118,7 +118,14 @@ def _set_classes(dataset_name: str, categories: list[dict], json_file: str) -> d
             f"Category ids of '{dataset_name}' are not 1 to {len(ids)}; each gets its position in ascending order."
         )
     meta = MetadataCatalog.get(dataset_name)
-    meta.thing_classes = [row["name"] for row in rows]
+    names = [row["name"] for row in rows]
+    if list(meta.get("thing_classes", names)) != names:
+        raise ValueError(
+            f"{json_file} has the classes {names}, but '{dataset_name}' was registered with {meta.thing_classes}. "
+            "Leave thing_classes out when registering: they are read from the file."
+        )
+    if not hasattr(meta, "thing_classes"):
+        meta.thing_classes = names
     meta.thing_dataset_id_to_contiguous_id = {id_: index for index, id_ in enumerate(ids)}
     return meta.thing_dataset_id_to_contiguous_id
 
