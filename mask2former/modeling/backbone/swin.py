@@ -295,20 +295,21 @@ class WindowAttention(nn.Module):
             (B, T, N, C).
         """
         batch, number, pixels, channels = windows.shape
-        qkv = self.qkv(windows).reshape(batch, number, pixels, 3, self.heads, channels // self.heads)
-        queries, keys, values = qkv.permute(3, 0, 1, 4, 2, 5)  # each (B, T, A, N, C / A)
-        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)  # (A, N, N)
+        qkv = self.qkv(windows).reshape(batch * number, pixels, 3, self.heads, channels // self.heads)
+        queries, keys, values = qkv.permute(2, 0, 3, 1, 4)  # each (B * T, A, N, C / A)
+        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)[None]  # (1, A, N, N)
         if mask is not None:
-            bias = bias + mask[:, None]  # (T, A, N, N)
+            bias = (bias + mask[:, None]).repeat(batch, 1, 1, 1)
+        # Four dimensions: with five, PyTorch leaves its fused kernel.
         out = F.scaled_dot_product_attention(
             queries,
             keys,
             values,
-            attn_mask=bias.to(queries.dtype).expand(batch, number, self.heads, pixels, pixels),
+            attn_mask=bias.to(queries.dtype).expand(batch * number, self.heads, pixels, pixels),
             dropout_p=self.attn_drop if self.training else 0.0,
             scale=self.scale,
         )
-        out = out.transpose(2, 3).reshape(batch, number, pixels, channels)
+        out = out.transpose(1, 2).reshape(batch, number, pixels, channels)
         return F.dropout(self.proj(out), self.proj_drop, self.training)
 
 
