@@ -111,8 +111,8 @@ class TestReadImage:
     @pytest.mark.parametrize("name", ["image.png", "image.tif"])
     @pytest.mark.parametrize("format", ["RGB", "BGR"])
     def test_sixteen_bit_photos_are_scaled_not_clipped(self, tmp_path, name, format):
-        path = saved(tmp_path, np.array([[0, 257, 32768, 65535]], np.uint16), name)
-        assert utils.read_image(path, format)[..., 0].tolist() == [[0, 1, 128, 255]]
+        path = saved(tmp_path, np.array([[0, 257, 65406, 65535]], np.uint16), name)
+        assert utils.read_image(path, format)[..., 0].tolist() == [[0, 1, 254, 255]]  # 65406 / 257 = 254.498
 
     def test_sixteen_bit_colour_loses_the_low_byte(self, tmp_path):
         path = str(tmp_path / "image.png")

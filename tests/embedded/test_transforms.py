@@ -307,15 +307,16 @@ class TestCrop:
         assert image.shape == (4, 5, 3)
 
     def test_random_crop_draws_top_then_left(self):
-        aug, reference = T.RandomCrop("absolute", (4, 100)), RNG(5)
+        aug, reference = T.RandomCrop("absolute", (4, 12)), RNG(5)
         np.random.seed(5)
         for _ in range(5):
             crop = aug.get_transform(image_of(10, 20))
-            assert crop.y0 == reference.randint(7) and crop.x0 == reference.randint(1)
-            assert (crop.h, crop.w) == (4, 20)
+            assert crop.y0 == reference.randint(7) and crop.x0 == reference.randint(9)
+            assert (crop.h, crop.w) == (4, 12)
 
     def test_random_crop_sizes(self):
         assert T.RandomCrop("relative", (0.5, 0.33)).get_crop_size((11, 10)) == (6, 3)
+        assert T.RandomCrop("absolute", (4, 100)).get_crop_size((10, 20)) == (4, 20)
         np.random.seed(5)
         reference = RNG(5)
         shares = 0.5 + reference.rand(2) * 0.5
@@ -345,13 +346,14 @@ class TestCrop:
             assert crop.x0 == left
 
     def test_category_constraint_ignores_a_label(self):
-        labels = np.array([[0, 255, 255, 255]], np.uint8)
-        aug = T.RandomCrop_CategoryAreaConstraint("absolute", (1, 4), 0.9, ignored_category=255)
+        labels = np.tile(np.array([0, 255], np.uint8), (5, 4))  # (5, 8): half of every window is 255
+        aug = T.RandomCrop_CategoryAreaConstraint("absolute", (2, 4), 0.9, ignored_category=255)
         np.random.seed(5)
-        aug.get_transform(np.zeros((1, 4, 3), np.uint8), labels)
+        aug.get_transform(np.zeros((5, 8, 3), np.uint8), labels)
         reference = RNG(5)
-        for _ in range(20):  # never accepted: ten tries of two draws
-            reference.randint(1)
+        for _ in range(10):  # never accepted: ten tries of two draws
+            reference.randint(4)
+            reference.randint(5)
         assert np.random.rand() == reference.rand()
 
     def test_without_a_limit_labels_are_not_needed(self):
