@@ -183,10 +183,12 @@ def _segments(
 
 
 def blocks(count: int, size: Size, device: torch.device) -> Iterator[tuple[int, int]]:
-    """Ranges of rows whose `count` float32 maps fit the block size; at least one row, as even as can be."""
+    """Ranges of rows whose `count` float32 maps fit the block size; at least one row. None without maps."""
+    if not count:
+        return
     height, width = size
     budget = _BLOCK_BYTES.get(device.type, _BLOCK_BYTES_GPU)
-    step = min(height, max(1, budget // (4 * width * max(count, 1))))
+    step = min(height, max(1, budget // (4 * width * count)))
     for start in range(0, height, step):
         yield start, min(start + step, height)
 

@@ -55,7 +55,8 @@ def test_the_match_is_the_best_of_all_permutations():
 
         segments = range(len(target["labels"]))
         best = min(
-            itertools.permutations(range(5), len(segments)), key=lambda qs: sum(cost(q, g) for q, g in zip(qs, segments))
+            itertools.permutations(range(5), len(segments)),
+            key=lambda qs: sum(cost(q, g) for q, g in zip(qs, segments)),
         )
         queries, matched = matches[b]
         assert dict(zip(matched.tolist(), queries.tolist())) == dict(enumerate(best))
