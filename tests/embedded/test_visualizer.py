@@ -117,6 +117,15 @@ def test_zero_boxes_are_replaced_and_labels_stand_at_the_masks():
 
 
 @embedded_only
+def test_the_box_around_a_mask_is_drawn_where_the_model_gives_none():
+    mask = rectangle(20, 20, 120, 40) | rectangle(20, 20, 40, 120)  # leaves the lower right corner of its box free
+    visualizer = Visualizer(GRAY, METADATA)
+    visualizer.draw_instance_predictions(instances([mask], [0], [0.9], pred_boxes=Boxes(torch.zeros(1, 4))))
+    difference = changed(visualizer)
+    assert difference[60:115, 118:122].any(1).all() and not difference[60:115, 60:115].any()
+
+
+@embedded_only
 def test_the_label_of_a_mask_in_two_parts_stands_in_the_larger_one():
     mask = rectangle(10, 10, 60, 60) | rectangle(150, 80, 290, 190)
     image = Visualizer(GRAY).overlay_instances(masks=[mask], labels=["thing"], assigned_colors=["red"]).get_image()
