@@ -31,6 +31,8 @@ def random_mask(rng):
     side = int(rng.choice([12, 20, 60, 110]))  # small, medium and large for COCO
     y, x = rng.integers(0, HEIGHT - side), rng.integers(0, WIDTH - side)
     mask[y : y + side, x : x + side] = True
+    if rng.random() < 0.5:  # a frame: large for its box, not for its mask
+        mask[y + 3 : y + side - 3, x + 3 : x + side - 3] = False
     return mask
 
 

@@ -3,6 +3,7 @@
 import logging
 from types import SimpleNamespace
 
+import detectron2
 import pytest
 import torch
 from detectron2.evaluation import (
@@ -48,6 +49,7 @@ def test_every_output_reaches_every_evaluator_with_its_input():
 def test_no_evaluator_and_no_result_give_an_empty_dict():
     assert inference_on_dataset(Doubler(), [[1]], None) == {}
     assert inference_on_dataset(Doubler(), [[1]], Recorder(None)) == {}
+    assert inference_on_dataset(Doubler(), [[1]], [Recorder(None), Recorder("a")]) == {"a": {"count": 1}}
     assert inference_on_dataset(Doubler(), [], Recorder("a")) == {"a": {"count": 0}}
 
 
@@ -112,6 +114,20 @@ def test_expected_results():
         with pytest.raises(SystemExit) as stop:
             verify_results(config(wrong), results)
         assert stop.value.code == 1
+
+
+@pytest.mark.skipif(not getattr(detectron2, "EMBEDDED", False), reason="upstream has them")
+def test_what_is_not_here_says_so():
+    from detectron2.evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator, LVISEvaluator
+    from detectron2.layers import DeformConv
+
+    with pytest.raises(ImportError, match="LVISEvaluator"):
+        LVISEvaluator("lvis_v1_val")
+    with pytest.raises(ImportError, match="DeformConv"):
+        DeformConv(3, 3, 3)
+    for kind in (CityscapesInstanceEvaluator, CityscapesSemSegEvaluator):
+        with pytest.raises(NotImplementedError, match="not written yet"):
+            kind("cityscapes_fine_instance_seg_val")
 
 
 def test_results_flatten_at_any_depth():

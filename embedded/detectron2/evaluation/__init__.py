@@ -1,5 +1,6 @@
 """Evaluators: the numbers of COCO, of semantic and of panoptic segmentation."""
 
+from detectron2._unsupported import missing
 from detectron2.evaluation.cityscapes_evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 from detectron2.evaluation.coco_evaluation import COCOEvaluator
 from detectron2.evaluation.evaluator import (
@@ -28,3 +29,5 @@ __all__ = [
     "print_csv_format",
     "verify_results",
 ]
+
+__getattr__ = missing(__name__)

@@ -290,7 +290,7 @@ def encode_masks(masks: torch.Tensor) -> list[dict[str, Any]]:
     masks = torch.as_tensor(masks)
     rles = []
     for mask in masks:  # one at a time: the copy that pycocotools needs, column by column, stays small
-        columns = (mask != 0).t().contiguous().numpy().view(np.uint8).T
+        columns = mask.bool().t().contiguous().numpy().view(np.uint8).T
         rle = mask_util.encode(columns)
         rles.append({"size": rle["size"], "counts": rle["counts"].decode("ascii")})
     return rles

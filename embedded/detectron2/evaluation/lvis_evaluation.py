@@ -2,13 +2,12 @@
 
 from typing import Any
 
+from detectron2._unsupported import refuse
 from detectron2.evaluation.evaluator import DatasetEvaluator
 
 
 class LVISEvaluator(DatasetEvaluator):
-    """Present so that imports succeed; it cannot be built."""
+    """Present so that imports succeed; building one raises."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        raise NotImplementedError(
-            "LVISEvaluator is not part of this detectron2; evaluate on LVIS with upstream detectron2"
-        )
+        refuse("evaluation.LVISEvaluator")

@@ -1,5 +1,6 @@
 """Thin layers over PyTorch, with the keywords detectron2 code expects."""
 
+from detectron2._unsupported import missing
 from detectron2.layers.batch_norm import (
     BatchNorm2d,
     FrozenBatchNorm2d,
@@ -40,3 +41,5 @@ __all__ = [
     "nonzero_tuple",
     "shapes_to_tensor",
 ]
+
+__getattr__ = missing(__name__)

@@ -1,19 +1,18 @@
-"""Deformable convolution: the names only. No configuration of Mask2Former uses it."""
+"""Deformable convolution: the names only. No configuration of Mask2Former uses it, and it needs a compiled operator."""
 
 from typing import Any
 
 from torch import nn
 
+from detectron2._unsupported import refuse
+
 
 class DeformConv(nn.Module):
-    """Present so that imports succeed; it cannot be built."""
+    """Present so that imports succeed; building one raises."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        raise NotImplementedError(
-            f"{type(self).__name__} needs a compiled operator, which this detectron2 does not have. "
-            "Set MODEL.RESNETS.DEFORM_ON_PER_STAGE to [False, False, False, False], or install upstream detectron2."
-        )
+        refuse(f"layers.{type(self).__name__}")
 
 
 class ModulatedDeformConv(DeformConv):
-    """Present so that imports succeed; it cannot be built."""
+    """Present so that imports succeed; building one raises."""

@@ -1,5 +1,6 @@
 """Registries of models and their parts, and the builders that read them from a config."""
 
+from detectron2._unsupported import missing
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import (
     BACKBONE_REGISTRY,
@@ -37,3 +38,5 @@ __all__ = [
     "make_stage",
     "sem_seg_postprocess",
 ]
+
+__getattr__ = missing(__name__)

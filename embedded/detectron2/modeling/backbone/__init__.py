@@ -1,5 +1,6 @@
 """Backbones: image in, named feature maps out."""
 
+from detectron2._unsupported import missing
 from detectron2.modeling.backbone.backbone import Backbone
 from detectron2.modeling.backbone.build import BACKBONE_REGISTRY, build_backbone
 from detectron2.modeling.backbone.resnet import (
@@ -24,3 +25,5 @@ __all__ = [
     "build_resnet_backbone",
     "make_stage",
 ]
+
+__getattr__ = missing(__name__)
