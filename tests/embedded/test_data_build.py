@@ -134,6 +134,17 @@ def test_refused_elements_are_replaced():
     assert dataset[3] in {value * 10 for value in range(10) if value != 3}
 
 
+def test_a_refused_element_is_not_tried_twice():
+    tried = []
+
+    def only_the_last(value):
+        assert value not in tried
+        tried.append(value)
+        return value if value == 29 else None
+
+    assert MapDataset(list(range(30)), only_the_last)[0] == 29
+
+
 class Stream(IterableDataset):
     def __init__(self, stop):
         self.stop = stop
