@@ -80,15 +80,18 @@ def test_a_newcomer_takes_no_colour_in_use_and_a_lost_object_gets_its_colour_bac
 @embedded_only
 def test_of_two_objects_at_one_place_the_one_that_overlaps_more_keeps_the_colour():
     video = VideoVisualizer(METADATA)
-    (first,) = colors(video, [(20, 20, 0)])
-    # Both overlap with more than half of it; the second lies within the first.
-    masks = torch.zeros(2, 200, 300)
-    masks[0, 20:80, 20:80], masks[1, 32:80, 20:80] = 1, 1
-    found = Instances((200, 300), pred_masks=masks, pred_classes=torch.tensor([0, 0]))
-    image = video.draw_instance_predictions(FRAME, found).get_image()
-    assert tuple(image[26, 26].tolist()) == first
-    # 0.5 * first + 0.5 * its own colour: had it the same colour, this would be 0.25 * 100 + 0.75 * (200, 0, 0)
-    assert np.abs(image[75, 75].astype(int) - (175, 25, 25)).max() > 10
+    large, inner = torch.zeros(2, 1, 200, 300)
+    large[:, 20:80, 20:80], inner[:, 32:80, 20:80] = 1, 1  # 48 / 60 of it: enough to be taken for it
+
+    def drawn(masks: torch.Tensor) -> np.ndarray:  # without classes there are no labels
+        return video.draw_instance_predictions(FRAME, Instances((200, 300), pred_masks=masks)).get_image().astype(int)
+
+    elsewhere = large.roll(150, dims=2)
+    first = drawn(torch.cat([large, elsewhere]))[26, 26]
+    image = drawn(torch.cat([inner, large]))
+    assert (image[26, 26] == first).all()
+    # Where both lie the colour of the other comes on top; if it were the same one, the blend would be this.
+    assert np.abs(image[70, 70] - (2 * first - FRAME[0, 0] + first) // 2).max() > 10
 
 
 @embedded_only
