@@ -1,7 +1,6 @@
 """Hooks: when they act, what they record and keep."""
 
 import json
-import logging
 import math
 import time
 
@@ -83,7 +82,9 @@ def test_the_rate_of_the_largest_group_or_else_the_most_common_one_is_recorded()
     ):
         trainer = _trainer()
         optimizer = torch.optim.SGD(groups)
+
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 1.0)
+        optimizer.step()  # the trainer steps its own optimizer; without a step the scheduler warns
         trainer.register_hooks([hooks.LRScheduler(optimizer, scheduler)])
         trainer.train(0, 1)
         assert trainer.storage.latest()["lr"] == (expected, 0)
@@ -178,12 +179,14 @@ def test_the_best_checkpoint_is_not_the_one_to_resume_from(tmp_path):
     trainer = _trainer()
     checkpointer = Checkpointer(trainer.model, str(tmp_path))
     best = hooks.BestCheckpointer(1, checkpointer, "AP")
-    trainer.register_hooks([hooks.PeriodicCheckpointer(checkpointer, 1), hooks.EvalHook(1, lambda: {"AP": 1}), best])
+    trainer.register_hooks(
+        [hooks.PeriodicCheckpointer(checkpointer, 1), hooks.EvalHook(1, lambda: {"AP": trainer.iter}), best]
+    )
     trainer.train(0, 2)
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
     again = hooks.BestCheckpointer(1, checkpointer, "AP")
     again.load_state_dict(best.state_dict())
-    assert (again.best_metric, again.best_iter) == (1.0, 0)
+    assert (again.best_metric, again.best_iter) == (2.0, 2)
 
 
 def test_precise_batch_norm_is_the_mean_over_the_batches():
@@ -203,9 +206,11 @@ def test_precise_batch_norm_is_the_mean_over_the_batches():
     assert model.bn.running_mean.item() == pytest.approx(3.0)
 
 
+@embedded_only
 def test_the_profiler_writes_the_chosen_iterations(tmp_path):
     trainer = _trainer()
     trainer.register_hooks([hooks.TorchProfiler(lambda t: t.iter == 1, str(tmp_path), activities=None)])
     trainer.train(0, 3)
-    assert [path.suffix for path in tmp_path.rglob("*trace*iter1*")] == [".json"] or any(tmp_path.rglob("*"))
-    logging.getLogger("detectron2").info("")
+    traces = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(traces) == 1 and "iter1" in traces[0].name
+    assert any("backward" in event["name"].lower() for event in json.loads(traces[0].read_text())["traceEvents"])

@@ -196,7 +196,7 @@ class DefaultTrainer(TrainerBase):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
-        model = create_ddp_model(model, broadcast_buffers=False)
+        model = create_ddp_model(model, forward_sync_buffers=False)
         inner = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer: SimpleTrainer = inner(model, data_loader, optimizer)
         self._trainer.register_hooks([_AfterBackward(weakref.proxy(self))])
