@@ -5,7 +5,6 @@ import logging
 import pickle
 import random
 import re
-import socket
 from pathlib import Path
 
 import detectron2
@@ -58,9 +57,9 @@ def test_communication_in_one_process():
     assert comm.shared_random_seed() == expected
 
 
-def _one_of_two(rank: int, port: int, folder: str) -> None:
+def _one_of_two(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store", world_size=2, rank=rank)
     try:
         comm.get_local_rank()
         raise SystemExit("a local rank without groups")
@@ -81,6 +80,7 @@ def _one_of_two(rank: int, port: int, folder: str) -> None:
         assert {name: value.item() for name, value in reduced.items()} == {"a": 0.5, "b": 2.5}
     comm.synchronize()
     _load_where_only_rank_0_sees_the_file(rank, folder)
+    comm.synchronize()  # nobody leaves while the other still talks
     torch.distributed.destroy_process_group()
 
 
@@ -100,10 +100,7 @@ def _load_where_only_rank_0_sees_the_file(rank: int, folder: str) -> None:
 
 
 def test_communication_of_two_processes(tmp_path: Path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_one_of_two, args=(port, str(tmp_path)), nprocs=2)
+    mp.spawn(_one_of_two, args=(str(tmp_path),), nprocs=2)
 
 
 def test_seeds():

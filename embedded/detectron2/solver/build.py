@@ -131,7 +131,7 @@ def get_default_optimizer_params(
         options = {"lr": base_lr, "weight_decay": weight_decay}
         if isinstance(module, _NORM_LAYERS) and weight_decay_norm is not None:
             options["weight_decay"] = weight_decay_norm
-        if lr_factor_func is not None:
+        if lr_factor_func is not None and base_lr is not None:
             options["lr"] = base_lr * lr_factor_func(full_name)
         options.update(overrides.get(name, {}))
         options = {key: value for key, value in options.items() if value is not None}
