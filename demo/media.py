@@ -150,10 +150,11 @@ class VideoReader:
             raise InputError(f"there is no video {source}: check the path")
         self.capture = cv2.VideoCapture(source)
         self.is_file = isinstance(source, str)
-        read, self._first = self.capture.read() if self.capture.isOpened() else (False, None)
-        if not read:
+        read, first = self.capture.read() if self.capture.isOpened() else (False, None)
+        if not read or first is None:
             hint = "is it damaged, or no video?" if self.is_file else "is it connected and free?"
             raise InputError(f"cannot read {self.name}: {hint}")
+        self._first: np.ndarray = first
         fps = self.capture.get(cv2.CAP_PROP_FPS)
         self.fps = fps if math.isfinite(fps) and 0.1 < fps <= 1000 else DEFAULT_FPS
         count = self.capture.get(cv2.CAP_PROP_FRAME_COUNT)
@@ -169,7 +170,7 @@ class VideoReader:
     def __iter__(self) -> Iterator[np.ndarray]:
         frame = self._first
         read = True
-        while read:
+        while read and frame is not None:
             self.read_frames += 1
             yield frame
             read, frame = self.capture.read()

@@ -144,7 +144,7 @@ def paint_label(canvas: np.ndarray, opacity: np.ndarray, corner: tuple[int, int]
     opacity = np.pad(opacity, padding)[top - y : bottom - y, left - x : right - x, None].astype(np.float32) / 255
     roi = canvas[top:bottom, left:right]
     background = roi * np.float32(0.25)
-    roi[:] = np.round(background + (np.float32(to_bytes(_light(color))) - background) * opacity)
+    roi[:] = np.round(background + (np.array(to_bytes(_light(color)), np.float32) - background) * opacity)
     return box
 
 
