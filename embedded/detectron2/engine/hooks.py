@@ -308,6 +308,7 @@ class EvalHook(HookBase):
         self._func = None  # it is usually a method of the trainer's, which would live on with its model
 
     def _evaluate(self) -> None:
+        assert self._func is not None, "the run is over"
         results = self._func()
         if results:
             if not isinstance(results, Mapping):
