@@ -85,20 +85,20 @@ def main(arguments: list[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     show = _open_window() if args.window else None
     output = args.output or (None if args.window else "output/demo")
-    # All paths are looked at before the model is built, which takes a while.
+    # Settings and paths are looked at before the model is built, which takes a while.
+    cfg = setup_cfg(args.config_file, args.opts)
     if args.input:
         images = find_images(args.input)
         targets = output_paths(images, output) if output else dict.fromkeys(images)
-        return segment_images(build(args), targets, show)
+        return segment_images(build(cfg, args), targets, show)
     source = args.video_input if args.video_input is not None else args.webcam
     target = video_path(str(source), output) if output else None
     reader = VideoReader(source)
-    return segment_video(build(args), reader, target, show)
+    return segment_video(build(cfg, args), reader, target, show)
 
 
-def build(args: argparse.Namespace) -> VisualizationDemo:
+def build(cfg: CfgNode, args: argparse.Namespace) -> VisualizationDemo:
     """The model as configured, giving only the result that is drawn."""
-    cfg = setup_cfg(args.config_file, args.opts)
     test = cfg.MODEL.MASK_FORMER.TEST
     task = args.task or next((task for task in RESULTS if test[f"{task.upper()}_ON"]), "semantic")
     threshold = args.confidence_threshold

@@ -190,7 +190,8 @@ def test_images_of_every_kind_are_read_upright(config, tmp_path):
     assert shapes == dict.fromkeys(["alpha.png", "cmyk.jpg", "gray.png", "palette.gif.png"], (301, 451))
 
 
-def test_what_a_user_gets_wrong_is_named_and_nothing_is_written(config, tmp_path, capsys):
+def test_what_a_user_gets_wrong_is_named_and_nothing_is_written(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     one, two = save(tmp_path / "one.png"), save(tmp_path / "two.png")
     (tmp_path / "bad.yaml").write_text("MODEL: {NO_SUCH_KEY: 1}\n")
     (tmp_path / "film.mp4").write_text("no video")
@@ -218,7 +219,7 @@ def test_what_a_user_gets_wrong_is_named_and_nothing_is_written(config, tmp_path
     assert demo.main(["--config-file", str(tmp_path / "bad.yaml"), "--input", str(one)]) == 1
     assert "NO_SUCH_KEY" in capsys.readouterr().err
     assert demo.main(["--config-file", str(tmp_path / "no.yaml"), "--input", str(one)]) == 1
-    assert "no.yaml" in capsys.readouterr().err
+    assert "no.yaml" in capsys.readouterr().err and not (tmp_path / "output").exists()
 
 
 def test_missing_cuda_and_random_weights_are_told(config, tmp_path, caplog, monkeypatch):
@@ -328,6 +329,6 @@ def test_a_window_is_refused_where_there_is_none(config, tmp_path, monkeypatch, 
 
 
 def test_the_script_itself_ends_with_a_status_and_no_traceback(tmp_path):
-    command = [sys.executable, DEMO / "demo.py", "--config-file", "no.yaml", "--input", tmp_path / "no.png"]
+    command = [sys.executable, DEMO / "demo.py", "--config-file", "no.yaml", "--input", tmp_path / "in.png"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ}, timeout=120)
-    assert done.returncode == 1 and "no.png" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 1 and "no.yaml" in done.stderr and "Traceback" not in done.stderr
