@@ -175,6 +175,27 @@ def test_a_run_that_was_killed_goes_on_to_the_same_end(cfg, tmp_path, grouping):
         assert resumed.model.mean.item() == whole.model.mean.item()
 
 
+def test_a_sampler_of_the_users_own_starts_where_it_wants_to(cfg):
+    class Own(ToyTrainer):
+        seen = []
+
+        @classmethod
+        def build_train_loader(cls, cfg):
+            # Enough for 5 iterations of 2 images, which is what a run that resumes at 3 has left.
+            note = lambda record: (cls.seen.append(record["image_id"]), _toy_mapper(record))[1]
+            return build_detection_train_loader(cfg, mapper=note, sampler=[0, 0, 1, 1, 2, 2, 3, 3, 0, 1])
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer = Own(cfg)
+        trainer.register_hooks([StopAt(3)])
+        trainer.train()
+    Own.seen.clear()
+    trainer = Own(cfg)
+    trainer.resume_or_load(resume=True)
+    trainer.train()
+    assert trainer.start_iter == 3 and Own.seen == [1, 1, 2, 2, 4, 4, 7, 7, 1, 2]
+
+
 def test_resume_without_a_checkpoint_loads_the_weights_and_starts_at_0(cfg, tmp_path):
     torch.save({"model": {"mean": torch.tensor([2.5])}, "iteration": 41}, tmp_path / "weights.pth")
     cfg.MODEL.WEIGHTS = str(tmp_path / "weights.pth")

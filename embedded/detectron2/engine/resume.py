@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from detectron2.data.common import ToIterableDataset
+from detectron2.data.samplers import RandomSubsetTrainingSampler, RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
@@ -59,7 +60,8 @@ def skip_seen(data_loader: Any, num_images: int) -> None:
     ratio, the place is right up to the few images that were waiting for their batch.
 
     Args:
-        data_loader: from `build_detection_train_loader`, not iterated yet; other kinds start where they start.
+        data_loader: from `build_detection_train_loader`, not iterated yet. Other kinds start where they start, and so
+            do samplers of the user's own, which may know themselves where to go on.
         num_images: iterations done, times images per process.
     """
     part = data_loader  # a loader, inside what groups or maps its elements
@@ -69,6 +71,7 @@ def skip_seen(data_loader: Any, num_images: int) -> None:
             # get other seeds than they had then, or they would repeat their augmentations.
             part.generator = torch.Generator().manual_seed((torch.initial_seed() + num_images) % 2**63)
         if isinstance(part, ToIterableDataset):
-            part.sampler = _Later(part.sampler, num_images)
+            if isinstance(part.sampler, (TrainingSampler, RandomSubsetTrainingSampler, RepeatFactorTrainingSampler)):
+                part.sampler = _Later(part.sampler, num_images)
             return
         part = getattr(part, "dataset", None)
