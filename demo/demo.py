@@ -33,6 +33,7 @@ from media import (
 from predictor import RESULTS, VisualizationDemo
 from tqdm import tqdm
 
+import mask2former.data  # noqa: F401  registers the data sets, whose classes and colours label the result
 from mask2former import add_maskformer2_config
 
 logger = setup_logger(name="demo")

@@ -79,7 +79,7 @@ class Primitives:
         self.img = to_rgb(img)
         self.output = VisImage(self.img, scale)
         side = float(np.sqrt(self.output.height * self.output.width))
-        self._default_font_size = max(side // 90, 10 // scale) * font_size_scale
+        self._default_font_size = max(side // 90, 10 / scale) * font_size_scale
         self._line_width = max(1, round(side * scale / 500))
 
     def draw_binary_mask(
