@@ -15,6 +15,5 @@ except ModuleNotFoundError as error:
 
 from .config import add_maskformer2_config
 from .model import MaskFormer
-from .modeling import head, per_pixel_baseline  # noqa: F401  importing registers them
 
 __all__ = ["MaskFormer", "add_maskformer2_config"]

@@ -100,9 +100,10 @@ _PUBLISHED: list[tuple[str, Any]] = [
     ("MODEL.SWIN.DROP_RATE", 0.0),
     ("MODEL.SWIN.ATTN_DROP_RATE", 0.0),
     ("MODEL.SWIN.DROP_PATH_RATE", 0.3),
-    # Swin: absolute positions, a norm after the patch embedding, which stages are returned, activation checkpoints.
+    # Swin: absolute positions, a norm after the patch embedding.
     ("MODEL.SWIN.APE", False),
     ("MODEL.SWIN.PATCH_NORM", True),
+    # Swin: which stages are returned; activation checkpoints (less memory, more time).
     ("MODEL.SWIN.OUT_FEATURES", ["res2", "res3", "res4", "res5"]),
     ("MODEL.SWIN.USE_CHECKPOINT", False),
 ]

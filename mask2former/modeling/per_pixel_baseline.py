@@ -40,7 +40,7 @@ class PerPixelBaselineHead(PixelDecoderHead):
             loss_weight: of the cross entropy.
             ignore_value: label of pixels without a class.
         """
-        predictor = Conv2d(pixel_decoder.mask_dim, num_classes, kernel_size=1)
+        predictor = Conv2d(pixel_decoder.mask_features.out_channels, num_classes, kernel_size=1)
         nn.init.kaiming_normal_(predictor.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(predictor.bias)
         super().__init__(pixel_decoder, predictor)

@@ -128,6 +128,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             predictions.append(self._predict(queries, mask_features))
         *earlier, last = predictions
         last["aux_outputs"] = earlier
+        if not self.training:  # results need the last layer's masks; the criterion makes those that it compares
+            last.make_masks()
         return last
 
     def _flatten(self, features: Tensor, level: int) -> tuple[Tensor, Tensor]:

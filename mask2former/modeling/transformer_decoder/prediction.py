@@ -17,6 +17,9 @@ class Prediction(dict):
     def __missing__(self, key: str) -> Tensor:
         if key != "pred_masks":
             raise KeyError(key)
-        masks = torch.einsum("bqc,bchw->bqhw", self["mask_embed"], self["mask_features"])
-        self[key] = masks
-        return masks
+        self.make_masks()
+        return self[key]
+
+    def make_masks(self) -> None:
+        """Compute "pred_masks" now."""
+        self["pred_masks"] = torch.einsum("bqc,bchw->bqhw", self["mask_embed"], self["mask_features"])

@@ -101,6 +101,8 @@ class StandardTransformerDecoder(nn.Module):
         *earlier, last = [self._predict(state, mask_features) for state in states]
         if self.deep_supervision:
             last["aux_outputs"] = earlier
+        if not self.training:
+            last.make_masks()
         return last
 
     def _predict(self, state: Tensor, mask_features: Tensor) -> Prediction:
