@@ -152,21 +152,25 @@ def segment_images(
     demo: VisualizationDemo, targets: dict[Path, Path | None], show: Callable[[np.ndarray, int], bool] | None
 ) -> int:
     """Segment images one by one; one that cannot be read or written does not stop the others."""
-    done, problems, start = [], [], time.perf_counter()
+    done, problems, empty, start = [], [], 0, time.perf_counter()
     for source, target in tqdm(targets.items(), unit="image", disable=len(targets) == 1):
         try:
-            picture = demo.run_on_image(load_image(source))[1].get_image()
+            predictions, drawn = demo.run_on_image(load_image(source))
+            picture = drawn.get_image()
             if target is not None:
                 save_image(target, picture)
         except InputError as error:
             problems.append(str(error))
             continue
         done.append(target)
+        empty += demo.is_empty(predictions)
         if show is not None and not show(picture, 0):
             break
     if done:
         where = f", the last one in {done[-1]}" if done[-1] else ""
         logger.info("%d of %d images drawn in %.1f s%s", len(done), len(targets), time.perf_counter() - start, where)
+    if empty:
+        logger.warning("in %d of them nothing scored enough: try a lower --confidence-threshold", empty)
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     return 1 if problems else 0

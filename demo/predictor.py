@@ -98,6 +98,13 @@ class VisualizationDemo:
             )
         return self.task or given[0]
 
+    def is_empty(self, predictions: dict[str, Any]) -> bool:
+        """Whether the result that is drawn holds no segment at all."""
+        task = self.drawn_task(predictions)
+        if task == "panoptic":
+            return not predictions["panoptic_seg"][1]
+        return task == "instance" and len(predictions["instances"]) == 0
+
 
 def label_map(sem_seg: Any) -> Any:
     """(H, W) class numbers of (K, H, W) scores, or of what is a map already; on the CPU."""

@@ -230,6 +230,14 @@ def test_missing_cuda_and_random_weights_are_told(config, tmp_path, caplog, monk
     assert "running on the CPU" in caplog.text and "weights are random" in caplog.text
 
 
+def test_pictures_without_any_segment_are_told(config, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(demo.logger, "propagate", True)
+    source = save(tmp_path / "in.png")
+    arguments = ["--input", source, "--output", tmp_path / "out", "--task", "instance", "--confidence-threshold"]
+    assert run(config, *arguments, 0.9) == 0 and "lower --confidence-threshold" not in caplog.text
+    assert run(config, *arguments, 0.99) == 0 and "lower --confidence-threshold" in caplog.text
+
+
 def test_settings_may_stand_before_other_flags(config, tmp_path):
     source = save(tmp_path / "in.png")
     options = ["--opts", "INPUT.MAX_SIZE_TEST", "200", "--input", source, "--output", tmp_path / "out.png"]
