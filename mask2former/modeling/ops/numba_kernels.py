@@ -4,8 +4,8 @@ B images, S pixels of all levels, A heads, D channels of a head, Q queries, N = 
 
 The queries of one head go in blocks of `BLOCK`: points and weights of a block are computed as flat arrays, which LLVM
 vectorises over the points; then each query gathers its rows, vectorised over the channels (`vector_loops`). Work is
-split between threads so that no two write to the same place: forward over (image, block), backward over (image, head).
-The order of all sums is therefore the same whatever the number of threads. The threads are ordinary ones (the
+split between threads so that no two write to the same place, forward over (image, head, block), backward over
+(image, head): the order of all sums is the same whatever the number of threads. The threads are ordinary ones (the
 kernels release the GIL), as many as `torch.set_num_threads` allows; Numba's own would ignore that setting, and its
 default pool aborts when two Python threads enter it.
 """
@@ -51,7 +51,7 @@ def forward(value: Tensor, shapes: Shapes, points: Tensor, weights: Tensor | Non
     queries = points.shape[1]
     out = torch.empty(batch, queries, heads * channels)
     arguments = _arguments(value, shapes, points, weights, reference)
-    _in_threads(_forward, batch * -(-queries // BLOCK), points.numel(), (*arguments, out.numpy()))
+    _in_threads(_forward, batch * heads * -(-queries // BLOCK), points.numel(), (*arguments, out.numpy()))
     return out
 
 
@@ -111,7 +111,7 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
 
 @njit(**_OPTIONS)
 def _forward(first, last, value, levels, points, weights, column, reference, fused, out):
-    """Items are (image, block of queries)."""
+    """Items are (image, head, block of queries); one head after another, its part of the values stays in the cache."""
     _, pixels, heads, channels = value.shape
     queries = points.shape[1]
     count = (weights.shape[2] - column) // heads
@@ -122,41 +122,23 @@ def _forward(first, last, value, levels, points, weights, column, reference, fus
     index, weight = np.empty((4, size), np.int32), np.empty((4, size), np.float32)
     scratch = np.empty(size, np.int32)
     for item in range(first, last):
-        image, start = item // blocks, item % blocks * BLOCK
+        image, head, start = item // blocks // heads, item // blocks % heads, item % blocks * BLOCK
         length = min(BLOCK, queries - start)
-        for head in range(heads):
-            _place(grid, points, weights, column, reference, fused, image, head, start, length, count, place, attention)
-            if fused:
-                _softmax(attention, length, count, scratch)
-            _corners(
-                grid[0],
-                grid[1],
-                grid[2],
-                place[0],
-                place[1],
-                attention,
-                length * count,
-                index[0],
-                index[1],
-                index[2],
-                index[3],
-                weight[0],
-                weight[1],
-                weight[2],
-                weight[3],
+        _place(grid, points, weights, column, reference, fused, image, head, start, length, count, place, attention)
+        if fused:
+            _softmax(attention, length, count, scratch)
+        _corners(grid, place, attention, length * count, index, weight)
+        for i in range(length):
+            gather_rows(
+                out.ctypes.data + 4 * channels * ((image * queries + start + i) * heads + head),
+                value.ctypes.data + 4 * channels * (image * pixels * heads + head),
+                index.ctypes.data + 4 * i * count,
+                weight.ctypes.data + 4 * i * count,
+                size,
+                count,
+                channels,
+                heads * channels,
             )
-            rows = value.ctypes.data + 4 * channels * (image * pixels * heads + head)
-            for i in range(length):
-                gather_rows(
-                    out.ctypes.data + 4 * channels * ((image * queries + start + i) * heads + head),
-                    rows,
-                    index.ctypes.data + 4 * i * count,
-                    weight.ctypes.data + 4 * i * count,
-                    size,
-                    count,
-                    channels,
-                    heads * channels,
-                )
 
 
 @njit(**_OPTIONS)
@@ -179,23 +161,7 @@ def _backward(first, last, value, levels, points, weights, column, reference, fu
             _place(grid, points, weights, column, reference, fused, image, head, start, length, count, place, attention)
             if fused:
                 _softmax(attention, length, count, scratch)
-            _corners(
-                grid[0],
-                grid[1],
-                grid[2],
-                place[0],
-                place[1],
-                attention,
-                length * count,
-                index[0],
-                index[1],
-                index[2],
-                index[3],
-                weight[0],
-                weight[1],
-                weight[2],
-                weight[3],
-            )
+            _corners(grid, place, attention, length * count, index, weight)
             dots[:] = _ZERO
             for i in range(length):
                 scatter_rows(
@@ -210,7 +176,7 @@ def _backward(first, last, value, levels, points, weights, column, reference, fu
                     channels,
                     heads * channels,
                 )
-            _slopes(grid[0], grid[1], place[0], place[1], attention, length * count, dots[0], dots[1], dots[2], dots[3])
+            _slopes(grid, place, attention, length * count, dots)
             _store(levels, attention, dots, fused, image, head, heads, start, length, count, grad_inputs)
 
 
@@ -298,11 +264,12 @@ def _axis(x, size):
 
 
 @njit(**_OPTIONS)
-def _corners(height, width, start, xs, ys, attention, total, index_0, index_1, index_2, index_3, w_0, w_1, w_2, w_3):
-    """Rows of `value` that surround each point, and what each contributes.
-
-    The rows of all matrices are arguments of their own: so LLVM vectorises the loop, fifteen times as fast.
-    """
+def _corners(grid, place, attention, total, index, weight):
+    """Rows of `value` that surround each point, and what each contributes."""
+    # Rows of matrices by number: unpacked (`a, b = matrix`) they lose their layout, and LLVM does not vectorise.
+    height, width, start, xs, ys = grid[0], grid[1], grid[2], place[0], place[1]
+    index_0, index_1, index_2, index_3 = index[0], index[1], index[2], index[3]
+    weight_0, weight_1, weight_2, weight_3 = weight[0], weight[1], weight[2], weight[3]
     for p in range(total):
         left, right, has_left, has_right, x = _axis(xs[p], width[p])
         top, bottom, has_top, has_bottom, y = _axis(ys[p], height[p])
@@ -313,15 +280,17 @@ def _corners(height, width, start, xs, ys, attention, total, index_0, index_1, i
         index_1[p] = top + right
         index_2[p] = bottom + left
         index_3[p] = bottom + right
-        w_0[p] = upper * before
-        w_1[p] = upper * after
-        w_2[p] = lower * before
-        w_3[p] = lower * after
+        weight_0[p] = upper * before
+        weight_1[p] = upper * after
+        weight_2[p] = lower * before
+        weight_3[p] = lower * after
 
 
 @njit(**_OPTIONS)
-def _slopes(height, width, xs, ys, attention, total, dots_0, dots_1, dots_2, dots_3):
+def _slopes(grid, place, attention, total, dots):
     """Turn the corners' products with the output gradient, in place, into d/dx, d/dy and d/dweight of each point."""
+    height, width, xs, ys = grid[0], grid[1], place[0], place[1]
+    dots_0, dots_1, dots_2, dots_3 = dots[0], dots[1], dots[2], dots[3]
     for p in range(total):
         _, _, has_left, has_right, x = _axis(xs[p], width[p])
         _, _, has_top, has_bottom, y = _axis(ys[p], height[p])
