@@ -5,14 +5,14 @@ panoptic form carries everything: one model trained on it is scored with PQ, AP 
 """
 
 import os
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json, load_sem_seg
+from detectron2.data.datasets import load_coco_json
 
-from .register_coco_panoptic_annos_semseg import load_coco_panoptic_json
+from ._common import datasets_root, load_labels, load_panoptic, register
+
+MAKE = "Make it with `python datasets/prepare_shapes.py` (some seconds)."
 
 SHAPES_CATEGORIES: list[dict[str, Any]] = [
     {"id": 1, "name": "ball", "isthing": 1, "color": [230, 60, 60]},
@@ -53,20 +53,6 @@ def _semantic_metadata() -> dict[str, Any]:
     }
 
 
-def _register(name: str, folder: str, load: Callable[[], list[dict]], **metadata: Any) -> None:
-    def load_if_made() -> list[dict]:
-        if not os.path.isdir(folder):
-            raise FileNotFoundError(
-                f"Dataset '{name}' is not in {os.path.abspath(folder)}. Make it with "
-                "`python datasets/prepare_shapes.py` (some seconds), and start in the same folder; or let "
-                "DETECTRON2_DATASETS name the folder that holds 'shapes'."
-            )
-        return load()
-
-    DatasetCatalog.register(name, load_if_made)
-    MetadataCatalog.get(name).set(**metadata)
-
-
 def register_all_shapes(root: str) -> None:
     """Register the training and validation images as found in the folder `root`/shapes."""
     meta = {**_thing_metadata(), **_semantic_metadata()}
@@ -75,19 +61,22 @@ def register_all_shapes(root: str) -> None:
         images, panoptic, semantic = (os.path.join(folder, part) for part in ("images", "panoptic", "semantic"))
         instances_json, panoptic_json = (os.path.join(folder, f"{part}.json") for part in ("instances", "panoptic"))
         name = f"shapes_{split}_instance"
-        _register(
+        register(
             name,
-            folder,
             partial(load_coco_json, instances_json, images, name),
+            [folder],
+            MAKE,
             evaluator_type="coco",
             json_file=instances_json,
             image_root=images,
             **_thing_metadata(),
         )
-        _register(
-            f"shapes_{split}_panoptic",
-            folder,
-            partial(load_coco_panoptic_json, panoptic_json, images, panoptic, semantic, meta),
+        name = f"shapes_{split}_panoptic"
+        register(
+            name,
+            partial(load_panoptic, name, panoptic_json, images, panoptic, semantic, meta),
+            [folder],
+            MAKE,
             evaluator_type="coco_panoptic_seg",
             json_file=instances_json,
             image_root=images,
@@ -97,10 +86,12 @@ def register_all_shapes(root: str) -> None:
             label_divisor=1000,
             **meta,
         )
-        _register(
-            f"shapes_{split}_semantic",
-            folder,
-            partial(load_sem_seg, semantic, images),
+        name = f"shapes_{split}_semantic"
+        register(
+            name,
+            partial(load_labels, name, semantic, images),
+            [folder],
+            MAKE,
             evaluator_type="sem_seg",
             image_root=images,
             sem_seg_root=semantic,
@@ -108,4 +99,4 @@ def register_all_shapes(root: str) -> None:
         )
 
 
-register_all_shapes(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
+register_all_shapes(datasets_root())
