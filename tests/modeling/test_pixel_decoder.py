@@ -12,7 +12,12 @@ from mask2former.config import add_maskformer2_config
 from mask2former.modeling.ops import ms_deform_attn
 from mask2former.modeling.pixel_decoder.build import build_pixel_decoder
 from mask2former.modeling.pixel_decoder.fpn import BasePixelDecoder, TransformerEncoderPixelDecoder
-from mask2former.modeling.pixel_decoder.msdeformattn import MSDeformAttn, MSDeformAttnPixelDecoder, pixel_centers
+from mask2former.modeling.pixel_decoder.msdeformattn import (
+    DeformableEncoderLayer,
+    MSDeformAttn,
+    MSDeformAttnPixelDecoder,
+    pixel_centers,
+)
 
 SHAPES = {f"res{level}": ShapeSpec(channels=4 * 2**level, stride=2**level) for level in (2, 3, 4, 5)}
 
@@ -132,6 +137,31 @@ def test_attention_is_the_published_sequence_of_projections():
     value = attention.value_proj(pixels).reshape(2, 16, 2, 8)
     expected = attention.output_proj(ms_deform_attn(value, shapes, locations, weights, "reference"))
     torch.testing.assert_close(attention(queries, pixels, centers, shapes), expected, atol=1e-3, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_an_encoder_layer_adds_and_normalises_twice():
+    layer = DeformableEncoderLayer(16, heads=2, levels=2, dropout=0.0)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter)
+    shapes = ((3, 4), (2, 2))
+    pixels, position = torch.randn(2, 16, 16), torch.randn(16, 16)
+    centers = pixel_centers(shapes, torch.device("cpu"))
+    first = layer.norm1(pixels + layer.self_attn(pixels + position, pixels, centers, shapes))
+    expected = layer.norm2(first + layer.linear2(layer.linear1(first).relu()))
+    torch.testing.assert_close(layer(pixels, position, centers, shapes), expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_the_plain_pyramid_repeats_the_coarse_level_and_adds_the_lateral_path():
+    decoder = build_pixel_decoder(config("BasePixelDecoder"), SHAPES).eval()
+    given = features()
+    masks, _, levels = decoder.forward_features(given)
+    torch.testing.assert_close(levels[0], decoder.layer_4(given["res5"]))
+    finer = decoder.adapter_3(given["res4"]) + F.interpolate(levels[0], (3, 4), mode="nearest")
+    torch.testing.assert_close(levels[1], decoder.layer_3(finer))
+    finer = decoder.adapter_1(given["res2"]) + F.interpolate(levels[2], (9, 13), mode="nearest")
+    torch.testing.assert_close(masks, decoder.mask_features(decoder.layer_1(finer)))
 
 
 def test_pixel_centres_are_in_raster_order():
