@@ -1,6 +1,7 @@
 """The published optimiser: AdamW or SGD with a slower backbone, no decay on norms and embeddings, full-model clipping
 (paper, section 4.1 and appendix)."""
 
+import math
 from typing import Any
 
 import torch
@@ -70,7 +71,22 @@ def clip_full_model(optimizer: torch.optim.Optimizer, max_norm: float) -> None:
     """Before every step, scale all gradients together so that their joint L2 norm is at most `max_norm`."""
 
     def clip(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        # A fused optimiser divides by the loss scale of mixed precision itself, after this: the gradients are scaled.
+        scale = getattr(optimizer, "grad_scale", None)
+        if scale is not None:
+            norm = norm / scale
+        optimizer.unclipped_norm = norm
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
 
     optimizer.register_step_pre_hook(clip)
+
+
+def gradient_norm(optimizer: torch.optim.Optimizer) -> float:
+    """Joint L2 norm of the gradients of the last step, before full-model clipping; NaN when there was none."""
+    norm = getattr(optimizer, "unclipped_norm", None)
+    if norm is None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients) if gradients else math.nan
+    return float(norm)

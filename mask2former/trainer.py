@@ -17,6 +17,7 @@ from detectron2.evaluation import (
     DatasetEvaluators,
     SemSegEvaluator,
 )
+from detectron2.modeling import build_model
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
 from torch import nn
@@ -24,7 +25,7 @@ from torch import nn
 from mask2former.data.loader import RunPosition, build_train_loader, seed_random
 from mask2former.data.mappers import build_mapper
 from mask2former.evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator, InstanceSegEvaluator
-from mask2former.optimizer import build_optimizer
+from mask2former.optimizer import build_optimizer, gradient_norm
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def runnable_here(cfg: CfgNode) -> CfgNode:
 def cpu_has_bfloat16() -> bool:
     """Whether this processor multiplies bfloat16 matrices in hardware; elsewhere bfloat16 is slower than float32."""
     capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
 
 class Trainer(DefaultTrainer):
@@ -58,13 +59,25 @@ class Trainer(DefaultTrainer):
         # detectron2's mixed-precision trainer needs CUDA; on the CPU the model does it itself.
         mixed_on_cpu = cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu"
         super().__init__(_without_amp(cfg) if mixed_on_cpu else cfg)
-        model = unwrapped(self._trainer.model)
         precision = "float16" if cfg.SOLVER.AMP.ENABLED else "float32"
         if mixed_on_cpu:
-            precision = "bfloat16" if cpu_has_bfloat16() else "float32"
+            precision = "bfloat16" if cpu_has_bfloat16() else "float32, as this processor has no bfloat16"
         if precision == "bfloat16":
-            train_in_bfloat16(model)
-        _log_run(cfg, model, precision)
+            train_in_bfloat16(unwrapped(self.model))
+        logger.info(
+            "Training %d iterations of %d images, on %s in %s, in %d process(es).",
+            cfg.SOLVER.MAX_ITER,
+            cfg.SOLVER.IMS_PER_BATCH,
+            cfg.MODEL.DEVICE,
+            precision,
+            comm.get_world_size(),
+        )
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        model = build_model(cfg)
+        _log_model(cfg, model)
+        return model
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
@@ -83,13 +96,34 @@ class Trainer(DefaultTrainer):
         return build_evaluator(cfg, dataset_name, output_folder)
 
     def build_hooks(self) -> list[HookBase | None]:
-        # First, so that every other hook and the step itself see the random state of this iteration.
-        run = getattr(self._trainer.data_loader, "run", None) or RunPosition(max(self.cfg.SEED, 0))
-        return [SeededSteps(run), *super().build_hooks()]
+        run = getattr(self.data_loader, "run", None) or RunPosition(max(self.cfg.SEED, 0))
+        self._steps = SeededSteps(run)
+        return [self._steps, *super().build_hooks()]
+
+    def run_step(self) -> None:
+        """One iteration of training.
+
+        Raises:
+            FloatingPointError: a loss is infinite or NaN; says where, and with which images.
+        """
+        try:
+            super().run_step()
+        except FloatingPointError as error:
+            raise FloatingPointError(self._divergence(error)) from error
+
+    def _divergence(self, error: FloatingPointError) -> str:
+        rates = sorted({group["lr"] for group in self.optimizer.param_groups})
+        where = f" of process {comm.get_rank()}" if comm.get_world_size() > 1 else ""
+        return (
+            f"{error}\nIt came at iteration {self.iter}, with learning rate {', '.join(f'{r:.3g}' for r in rates)}; "
+            f"gradient norm of the step before, unclipped: {gradient_norm(self.optimizer):.3g}; "
+            f"images{where}: {', '.join(self._steps.images)}. "
+            "Look at these images and their annotations, or lower SOLVER.BASE_LR."
+        )
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume=resume)
-        run = getattr(self._trainer.data_loader, "run", None)
+        run = getattr(self.data_loader, "run", None)
         if run is not None:
             run.start = self.start_iter * (self.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size())
         elif self.start_iter:
@@ -109,17 +143,26 @@ class Trainer(DefaultTrainer):
 
 
 class SeededSteps(HookBase):
-    """Sets the random state of every iteration from the run's seed, the iteration and the rank.
+    """Sets the random state before every forward pass from the run's seed, the iteration and the rank.
 
-    So a resumed run draws what the uninterrupted one would have drawn, on every rank, without saving any state
-    but the seed.
+    So a resumed run draws what the uninterrupted one would have drawn, on every rank and with any number of loader
+    workers, without saving any state but the seed.
     """
 
     def __init__(self, run: RunPosition) -> None:
         self.run = run
+        self.images: list[str] = []  # of the batch being trained on
 
-    def before_step(self) -> None:
-        seed_random(self.run.seed, self.trainer.iter, comm.get_rank())
+    def before_train(self) -> None:
+        self._handle = unwrapped(self.trainer.model).register_forward_pre_hook(self._before_forward)
+
+    def after_train(self) -> None:
+        self._handle.remove()
+
+    def _before_forward(self, model: nn.Module, inputs: tuple[list[dict[str, Any]]]) -> None:
+        if model.training:  # evaluation draws nothing
+            seed_random(self.run.seed, self.trainer.iter, comm.get_rank())
+            self.images = [str(image.get("file_name", image.get("image_id", "unnamed"))) for image in inputs[0]]
 
     def state_dict(self) -> dict[str, int]:
         return {"seed": self.run.seed}
@@ -197,20 +240,18 @@ def _without_amp(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
-def _log_run(cfg: CfgNode, model: nn.Module, precision: str) -> None:
-    """One line on what is being trained."""
+def _log_model(cfg: CfgNode, model: nn.Module) -> None:
+    """One line on what the model is and does."""
     test = cfg.MODEL.MASK_FORMER.TEST
     on = {"panoptic": test.PANOPTIC_ON, "instance": test.INSTANCE_ON, "semantic": test.SEMANTIC_ON}
+    backbone = cfg.MODEL.BACKBONE.NAME
     parameters = list(model.parameters())
     logger.info(
-        "%s with %s: %s segmentation, %d classes, %.1fM parameters (%.1fM trained), on %s in %s, %d process(es).",
+        "%s with %s: %s segmentation, %d classes, %.1fM parameters (%.1fM trainable).",
         type(model).__name__,
-        cfg.MODEL.BACKBONE.NAME,
+        f"ResNet-{cfg.MODEL.RESNETS.DEPTH}" if "resnet" in backbone else backbone,
         " + ".join(task for task, is_on in on.items() if is_on),
         cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
         sum(p.numel() for p in parameters) / 1e6,
         sum(p.numel() for p in parameters if p.requires_grad) / 1e6,
-        cfg.MODEL.DEVICE,
-        precision,
-        comm.get_world_size(),
     )

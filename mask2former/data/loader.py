@@ -5,7 +5,7 @@ depends on the seed and the position in the run only, not on the process or the 
 import itertools
 import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
+from detectron2.data import MetadataCatalog, build_detection_train_loader, get_detection_dataset_dicts
 from detectron2.data.common import DatasetFromList
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.utils import comm
@@ -38,18 +38,43 @@ class _Draw(int):
 
 
 class ResumableSampler(Sampler):
-    """The endless order of a sampler, made from the run's seed and entered where a resumed run goes on."""
+    """The endless order of a sampler, made from the run's seed and entered where a resumed run goes on.
 
-    def __init__(self, make_sampler: Callable[[int], Any], run: RunPosition) -> None:
+    With `wide`, whether each image is wider than high, every `batch_size` neighbours are alike in that: batches are
+    put together here, before anything is loaded, because a loader that does it later cannot be entered midway.
+    """
+
+    def __init__(
+        self,
+        make_sampler: Callable[[int], Iterable[int]],
+        run: RunPosition,
+        batch_size: int = 1,
+        wide: np.ndarray | None = None,
+    ) -> None:
         self.make_sampler = make_sampler
         self.run = run
+        self.batch_size = batch_size
+        self.wide = wide
 
     def __iter__(self) -> Iterator[int]:
         start = self.run.start
-        for position, index in enumerate(itertools.islice(self.make_sampler(self.run.seed), start, None), start):
+        for position, index in enumerate(itertools.islice(self._order(), start, None), start):
             draw = _Draw(index)
             draw.position = position
             yield draw
+
+    def _order(self) -> Iterator[int]:
+        order = iter(self.make_sampler(self.run.seed))
+        if self.wide is None:
+            yield from order
+            return
+        waiting: dict[bool, list[int]] = {True: [], False: []}
+        for index in order:
+            batch = waiting[bool(self.wide[index])]
+            batch.append(index)
+            if len(batch) == self.batch_size:
+                yield from batch
+                batch.clear()
 
 
 class SeededDataset(Dataset):
@@ -81,33 +106,86 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any]) ->
     """Loader of lists of SOLVER.IMS_PER_BATCH / world size mapped dicts; its `run` is the position a resume moves.
 
     Raises:
-        ValueError: a DATALOADER.SAMPLER_TRAIN other than TrainingSampler and RepeatFactorTrainingSampler.
+        ValueError: no DATASETS.TRAIN, a batch that the processes cannot share, or a DATALOADER.SAMPLER_TRAIN other
+            than TrainingSampler and RepeatFactorTrainingSampler.
     """
-    dicts = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
-    name = cfg.DATALOADER.SAMPLER_TRAIN
-    if name == "TrainingSampler":
-        make_sampler = partial(_every_image, len(dicts))
-    elif name == "RepeatFactorTrainingSampler":
-        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-            dicts, cfg.DATALOADER.REPEAT_THRESHOLD
-        )
-        make_sampler = partial(_repeated_images, factors)
-    else:
+    if not cfg.DATASETS.TRAIN:
+        raise ValueError("DATASETS.TRAIN is empty: name what to train on, as in DATASETS.TRAIN '(\"my_dataset\",)'.")
+    batch_size, rest = divmod(cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size())
+    if rest or not batch_size:
         raise ValueError(
-            f"DATALOADER.SAMPLER_TRAIN is '{name}', expected TrainingSampler or RepeatFactorTrainingSampler."
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, expected a multiple of the {comm.get_world_size()} "
+            "processes that share each batch."
         )
-    logger.info("Training on %d images of %s.", len(dicts), ", ".join(cfg.DATASETS.TRAIN))
+    dicts = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    _describe(cfg, dicts)
     run = RunPosition(cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed())
+    wide = None
+    if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
+        wide = np.array([record["width"] > record["height"] for record in dicts])
     loader = build_detection_train_loader(
         SeededDataset(dicts, mapper, run),
         mapper=None,
-        sampler=ResumableSampler(make_sampler, run),
+        sampler=ResumableSampler(_order_of(cfg, dicts), run, batch_size, wide),
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
-        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        aspect_ratio_grouping=False,  # the sampler has done it
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
     loader.run = run
     return loader
+
+
+def _order_of(cfg: CfgNode, dicts: list[dict[str, Any]]) -> Callable[[int], Iterable[int]]:
+    """From a seed to the sampler that DATALOADER.SAMPLER_TRAIN names."""
+    name = cfg.DATALOADER.SAMPLER_TRAIN
+    if name == "TrainingSampler":
+        return partial(_every_image, len(dicts))
+    if name == "RepeatFactorTrainingSampler":
+        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+            dicts, cfg.DATALOADER.REPEAT_THRESHOLD
+        )
+        return partial(_repeated_images, factors)
+    raise ValueError(f"DATALOADER.SAMPLER_TRAIN is '{name}', expected TrainingSampler or RepeatFactorTrainingSampler.")
+
+
+def _describe(cfg: CfgNode, dicts: list[dict[str, Any]]) -> None:
+    """Say what will be trained on, and warn of what trains without an error and yet scores badly."""
+    datasets = ", ".join(cfg.DATASETS.TRAIN)
+    names = class_names(cfg)
+    num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    shown = f"{len(names)} classes: {', '.join(names)}" if names else f"{num_classes} classes, without names"
+    logger.info("Training on %d images of %s, %s.", len(dicts), datasets, shown)
+    if names and len(names) != num_classes:
+        logger.warning(
+            "MODEL.SEM_SEG_HEAD.NUM_CLASSES is %d, but %s has %d classes: set it to %d.",
+            num_classes, cfg.DATASETS.TRAIN[0], len(names), len(names),
+        )  # fmt: skip
+    targets = [_num_targets(record) for record in dicts]
+    queries = cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES
+    crowded = sum(count > queries for count in targets)
+    if crowded:
+        logger.warning(
+            "%d images have more segments (up to %d) than MODEL.MASK_FORMER.NUM_OBJECT_QUERIES, %d: "
+            "the model cannot find them all.",
+            crowded, max(targets), queries,
+        )  # fmt: skip
+    if any("annotations" in r or "segments_info" in r for r in dicts) and not any(targets):
+        logger.warning("None of the images of %s has an annotation that can be learned from.", datasets)
+
+
+def class_names(cfg: CfgNode) -> list[str]:
+    """What the training data calls its classes, in order; empty where its metadata does not say.
+
+    Instance mappers number things only; the others number `stuff_classes`, which has things too.
+    """
+    metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
+    keys = ["thing_classes"] if "instance" in cfg.INPUT.DATASET_MAPPER_NAME else ["stuff_classes", "thing_classes"]
+    return next((list(metadata.get(key)) for key in keys if metadata.get(key)), [])
+
+
+def _num_targets(record: dict[str, Any]) -> int:
+    segments = record.get("annotations", record.get("segments_info", []))
+    return sum(not segment.get("iscrowd", 0) for segment in segments)
 
 
 def _every_image(size: int, seed: int) -> TrainingSampler:
