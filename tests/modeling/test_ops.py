@@ -262,3 +262,17 @@ def test_wrong_shapes_are_refused_with_both_shapes_named():
 def test_importing_the_package_does_not_import_numba():
     code = "import sys, mask2former.modeling.ops; sys.exit('numba' in sys.modules or 'triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+def test_without_a_folder_for_compiled_code_it_compiles_each_time_and_says_so(monkeypatch, caplog):
+    from mask2former.modeling.ops import numba_kernels
+
+    def njit(cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return lambda function: function
+
+    monkeypatch.setattr(numba_kernels, "njit", njit)
+    with caplog.at_level("WARNING"):
+        assert numba_kernels._compiled(loop) is loop
+    assert "NUMBA_CACHE_DIR" in caplog.text

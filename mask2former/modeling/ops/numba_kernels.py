@@ -11,6 +11,7 @@ default pool aborts when two Python threads enter it.
 """
 
 import functools
+import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,8 @@ from torch import Tensor
 
 from .vector_loops import gather_rows, scatter_rows
 
+logger = logging.getLogger(__name__)
+
 BLOCK = 32
 # Numbers describing points that are worth another thread: starting one takes some 50 microseconds.
 WORK_PER_THREAD = 50_000
@@ -29,9 +32,20 @@ WORK_PER_THREAD = 50_000
 Shapes = Sequence[tuple[int, int]]
 
 # No nnan, no ninf: a NaN must come out as NaN.
-_OPTIONS = {"nogil": True, "cache": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
+_OPTIONS = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
 _F = np.float32
 _ZERO, _HALF, _ONE = _F(0), _F(0.5), _F(1)
+
+
+def _compiled(function: Callable[..., None]) -> Callable[..., None]:
+    """Compiled at its first call, and kept on disk where some folder can be written to."""
+    try:
+        return njit(cache=True, **_OPTIONS)(function)
+    except RuntimeError:
+        logger.warning(
+            "no folder to keep compiled code in (NUMBA_CACHE_DIR names one): compiling takes seconds each run"
+        )
+        return njit(**_OPTIONS)(function)
 
 
 def forward(value: Tensor, shapes: Shapes, points: Tensor, weights: Tensor | None, reference: Tensor | None) -> Tensor:
@@ -109,7 +123,7 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="deform_attn")
 
 
-@njit(**_OPTIONS)
+@_compiled
 def _forward(first, last, value, levels, points, weights, column, reference, fused, out):
     """Items are (image, head, block of queries); one head after another, its part of the values stays in the cache."""
     _, pixels, heads, channels = value.shape
@@ -141,7 +155,7 @@ def _forward(first, last, value, levels, points, weights, column, reference, fus
             )
 
 
-@njit(**_OPTIONS)
+@_compiled
 def _backward(first, last, value, levels, points, weights, column, reference, fused, grad, grad_value, grad_inputs):
     """Items are (image, head): each owns its slice of every gradient."""
     _, pixels, heads, channels = value.shape

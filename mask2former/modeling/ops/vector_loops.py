@@ -3,6 +3,8 @@
 Left to LLVM's own vectoriser these loops, 32 numbers long and full of addresses it cannot tell apart, take three times
 as long. Addresses are integers; rows are float32; four `index` and `weight` arrays, one for each corner of a bilinear
 sample, lie `stride` elements apart.
+
+Numba's cache on disk watches the file of the compiled function only: after a change here, touch `numba_kernels.py`.
 """
 
 from collections.abc import Callable
