@@ -148,6 +148,11 @@ def test_a_segment_that_loses_most_of_its_mask_is_dropped():
     assert _panoptic([0, 1], masks, overlap=0.26) == ([[1, 1, 1, 0]], [(1, True, 0)])
 
 
+def test_a_segment_that_wins_only_pixels_outside_its_mask_is_dropped():
+    ids, segments = _panoptic([0, 1], [[[2, -1]], [[9, -5]]])
+    assert ids == [[1, 0]] and segments == [(1, True, 1)]
+
+
 def test_nothing_kept_gives_an_empty_map():
     assert _panoptic([3, 3], [[[9, 9]], [[9, 9]]]) == ([[0, 0]], [])
     assert _panoptic([0], [[[9, 9]]], threshold=1.0) == ([[0, 0]], [])
