@@ -1,63 +1,71 @@
 """Make semantic labels of COCO from its panoptic ones: coco/panoptic_semseg_{train,val}2017.
 
-    python datasets/prepare_coco_semantic_annos_from_panoptic_annos.py
+    python datasets/prepare_coco_semantic_annos_from_panoptic_annos.py [--check] [--jobs N] [--datasets FOLDER]
 
-Reads coco/annotations/panoptic_*2017.json and coco/panoptic_*2017 in the folder DETECTRON2_DATASETS (default:
-datasets). A pixel becomes the position of its class in COCO's list of 133; 255 where nothing is labelled. Started
-again after a break, it goes on with the images that are missing.
+A pixel becomes the position of its class in COCO's list of 133; 255 where nothing is labelled. They are needed to score
+panoptic models with mIoU, not for training.
 """
 
 import json
-import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from _runner import Item, Step, equal_labels, main, need, read_image, same_size, save_image
+from _segments import check_panoptic
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from panopticapi.utils import rgb2id
-from PIL import Image
-from tqdm import tqdm
 
 IGNORE = 255
+POSITION = {row["id"]: position for position, row in enumerate(COCO_CATEGORIES)}
 
 
-def semantic_map(ids: np.ndarray, segments: list[dict], position: dict[int, int]) -> np.ndarray:
-    """The (H, W) uint8 classes of (H, W) segment ids; KeyError for a pixel or a class that is not listed."""
-    class_of = {0: IGNORE, **{segment["id"]: position[segment["category_id"]] for segment in segments}}
+def semantic_map(item: Item) -> np.ndarray:
+    """(H, W) uint8; ValueError where PNG, json and image do not belong together."""
+    source, segments = item.inputs["panoptic"], item.extra
+    ids = rgb2id(read_image(source, "RGB"))
+    same_size(ids, source, item.inputs["image"])
+    check_panoptic(ids, segments, source, POSITION)
+    class_of = {0: IGNORE, **{segment["id"]: POSITION[segment["category_id"]] for segment in segments}}
     present, inverse = np.unique(ids, return_inverse=True)
     return np.array([class_of[id_] for id_ in present.tolist()], np.uint8)[inverse.reshape(ids.shape)]
 
 
-def convert(panoptic_json: Path, panoptic_root: Path, semantic_root: Path) -> int:
-    """Write the semantic PNG of every image in the json; returns how many were missing."""
-    position = {row["id"]: index for index, row in enumerate(COCO_CATEGORIES)}
-    annotations = json.loads(panoptic_json.read_text())["annotations"]
-    semantic_root.mkdir(parents=True, exist_ok=True)
-    missing = [anno for anno in annotations if not (semantic_root / anno["file_name"]).exists()]
-    for anno in tqdm(missing, desc=semantic_root.name, unit="image", disable=None):
-        with Image.open(panoptic_root / anno["file_name"]) as image:
-            ids = rgb2id(np.asarray(image.convert("RGB")))
-        target = semantic_root / anno["file_name"]
-        partial = target.with_suffix(".partial")
-        Image.fromarray(semantic_map(ids, anno["segments_info"], position)).save(partial, format="png")
-        partial.replace(target)
-    return len(missing)
+def convert(item: Item) -> None:
+    save_image(semantic_map(item), item.output)
 
 
-def main() -> int:
-    coco = Path(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))) / "coco"
+def check(item: Item, record: None) -> None:
+    equal_labels(read_image(item.output, "L"), semantic_map(item), item.output)
+
+
+def plan(root: Path) -> list[Step]:
+    coco = root / "coco"
+    steps = []
     for split in ("val2017", "train2017"):
-        panoptic_json, panoptic_root = coco / "annotations" / f"panoptic_{split}.json", coco / f"panoptic_{split}"
-        for needed in (panoptic_json, panoptic_root):
-            if not needed.exists():
-                print(
-                    f"{needed} does not exist. DETECTRON2_DATASETS names the folder that holds coco.", file=sys.stderr
-                )
-                return 1
-        count = convert(panoptic_json, panoptic_root, coco / f"panoptic_semseg_{split}")
-        print(f"{coco / f'panoptic_semseg_{split}'}: {count} files written")
-    return 0
+        panoptic_json, panoptic, images = (
+            coco / "annotations" / f"panoptic_{split}.json",
+            coco / f"panoptic_{split}",
+            coco / split,
+        )
+        need(panoptic_json, panoptic, images)
+        items = [
+            Item(
+                anno["file_name"],
+                {"panoptic": panoptic / anno["file_name"], "image": images / f"{Path(anno['file_name']).stem}.jpg"},
+                coco / f"panoptic_semseg_{split}" / anno["file_name"],
+                anno["segments_info"],
+            )
+            for anno in json.loads(panoptic_json.read_text())["annotations"]
+        ]
+        steps.append(Step(f"COCO semantic, {split}", items, convert, check))
+    return steps
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    return main(__doc__, plan, arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

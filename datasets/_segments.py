@@ -1,0 +1,75 @@
+"""Instances and panoptic segments in COCO's json formats, for the prepare_*.py scripts."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+from _runner import Record
+
+
+def extent(mask: np.ndarray) -> dict[str, Any]:
+    """Area and box (x, y, width, height) of the True pixels of an (H, W) mask that has some."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    box = [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]
+    return {"area": int(np.count_nonzero(mask)), "bbox": [int(value) for value in box]}
+
+
+def instance(mask: np.ndarray, category_id: int, is_crowd: int = 0) -> Record:
+    """An annotation with the mask as RLE; id and image_id come later."""
+    rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
+    segmentation = {"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode("ascii")}
+    return {"category_id": category_id, "iscrowd": is_crowd, **extent(mask), "segmentation": segmentation}
+
+
+def instances_json(records: Sequence[Record], categories: Sequence[dict]) -> dict:
+    """COCO's instance file of records {"image": ..., "annotations": [...]}; annotations are numbered from 1."""
+    annotations = []
+    for record in records:
+        for annotation in record["annotations"]:
+            annotations.append({"id": len(annotations) + 1, "image_id": record["image"]["id"], **annotation})
+    return {"images": [r["image"] for r in records], "annotations": annotations, "categories": list(categories)}
+
+
+def instance_records(content: dict) -> dict[str, Record]:
+    """The inverse: image id to record."""
+    records = {image["id"]: {"image": image, "annotations": []} for image in content["images"]}
+    for annotation in content["annotations"]:
+        kept = {key: value for key, value in annotation.items() if key not in ("id", "image_id")}
+        records[annotation["image_id"]]["annotations"].append(kept)
+    return records
+
+
+def panoptic_json(records: Sequence[Record], categories: Sequence[dict]) -> dict:
+    """COCO's panoptic file of records {"image": ..., "annotation": {...}}."""
+    return {
+        "images": [record["image"] for record in records],
+        "annotations": [record["annotation"] for record in records],
+        "categories": list(categories),
+    }
+
+
+def panoptic_records(content: dict) -> dict[str, Record]:
+    """The inverse: image id to record."""
+    annotations = {annotation["image_id"]: annotation for annotation in content["annotations"]}
+    return {image["id"]: {"image": image, "annotation": annotations[image["id"]]} for image in content["images"]}
+
+
+def check_panoptic(ids: np.ndarray, segments: Sequence[dict], png: Path, categories: Collection[int]) -> None:
+    """ValueError unless the (H, W) ids of a PNG and the json's segments are the same, with the same areas."""
+    counts = dict(zip(*(values.tolist() for values in np.unique(ids, return_counts=True))))
+    counts.pop(0, None)
+    listed = {segment["id"]: segment for segment in segments}
+    for where, wrong in (
+        ("in the PNG but not in the json", counts.keys() - listed.keys()),
+        ("in the json but not in the PNG", listed.keys() - counts.keys()),
+    ):
+        if wrong:
+            raise ValueError(f"{png}: segment ids {sorted(wrong)[:5]} are {where}: they do not belong together.")
+    for id_, segment in listed.items():
+        if segment["area"] != counts[id_]:
+            raise ValueError(f"{png}: segment {id_} has {counts[id_]} pixels, but its area in the json is "
+                             f"{segment['area']}.")  # fmt: skip
+        if segment["category_id"] not in categories:
+            raise ValueError(f"{png}: segment {id_} has category_id {segment['category_id']}, which is no class.")
