@@ -1,6 +1,8 @@
 """Tests run offline, on one thread, and leave nothing behind."""
 
 import os
+import sys
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -21,3 +23,37 @@ def _seeded():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_datasets(tmp_path_factory):
+    """A folder with 8 + 4 images of shapes in `shapes`, 64 pixels wide."""
+    scripts = Path(__file__).parents[1] / "datasets"
+    sys.path.insert(0, str(scripts))  # as Python does for a script
+    try:
+        import prepare_shapes
+    finally:
+        sys.path.remove(str(scripts))
+    root = tmp_path_factory.mktemp("datasets")
+    prepare_shapes.make(root / "shapes", {"format": 1, "train": 8, "val": 4, "size": 64, "seed": 0})
+    return root
+
+
+@pytest.fixture
+def tiny_shapes(tiny_datasets, monkeypatch):
+    """The data sets `shapes_...` are those of `tiny_datasets`, here and in processes that a test starts."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    from mask2former.data.datasets.register_shapes import register_all_shapes
+
+    def register(root):
+        for name in [name for name in DatasetCatalog.list() if name.startswith("shapes_")]:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+        register_all_shapes(str(root))
+
+    before = os.getenv("DETECTRON2_DATASETS", "datasets")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tiny_datasets))
+    register(tiny_datasets)
+    yield tiny_datasets
+    register(before)
