@@ -22,6 +22,7 @@ from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
 from torch import nn
 
+from mask2former.checkpoint import Mask2FormerCheckpointer
 from mask2former.data.loader import RunPosition, build_train_loader, seed_random
 from mask2former.data.mappers import build_mapper
 from mask2former.evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator, InstanceSegEvaluator
@@ -96,6 +97,9 @@ class Trainer(DefaultTrainer):
         return build_evaluator(cfg, dataset_name, output_folder)
 
     def build_hooks(self) -> list[HookBase | None]:
+        # detectron2's reads fewer kinds of weights; the hooks made here hold on to the one they find.
+        made = self.checkpointer
+        self.checkpointer = Mask2FormerCheckpointer(made.model, made.save_dir, **made.checkpointables)
         run = getattr(self.data_loader, "run", None) or RunPosition(max(self.cfg.SEED, 0))
         self._steps = SeededSteps(run)
         return [self._steps, *super().build_hooks()]
@@ -131,10 +135,11 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
-        """Score with test-time augmentation (TEST.AUG); metric names get the suffix `_TTA`."""
+        """Score semantic segmentation with test-time augmentation (TEST.AUG); task names get the suffix `_TTA`."""
         from mask2former.test_time_augmentation import SemanticSegmentorWithTTA
 
         logger.info("Running inference with test-time augmentation ...")
+        cfg = _semantic_only(cfg)
         model = SemanticSegmentorWithTTA(cfg, model)
         folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
         evaluators = [cls.build_evaluator(cfg, name, output_folder=folder) for name in cfg.DATASETS.TEST]
@@ -230,6 +235,25 @@ def train_in_bfloat16(model: nn.Module) -> None:
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside DistributedDataParallel, or the model itself."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def _semantic_only(cfg: CfgNode) -> CfgNode:
+    """The config with the other tasks off, so that they are not evaluated either.
+
+    Raises:
+        ValueError: the model is not for semantic segmentation.
+    """
+    test = cfg.MODEL.MASK_FORMER.TEST
+    if not test.SEMANTIC_ON:
+        raise ValueError(
+            "Test-time augmentation averages semantic scores, but MODEL.MASK_FORMER.TEST.SEMANTIC_ON is False. "
+            "Set it, or TEST.AUG.ENABLED False."
+        )
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON = False
+    cfg.freeze()
+    return cfg
 
 
 def _without_amp(cfg: CfgNode) -> CfgNode:

@@ -1,6 +1,6 @@
 """What detectron2's evaluators lack."""
 
-from mask2former.evaluation.cityscapes import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
-from mask2former.evaluation.instance_evaluation import InstanceSegEvaluator
+from .cityscapes import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
+from .instance_evaluation import InstanceSegEvaluator
 
 __all__ = ["CityscapesInstanceEvaluator", "CityscapesSemSegEvaluator", "InstanceSegEvaluator"]

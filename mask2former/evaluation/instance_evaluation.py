@@ -1,7 +1,51 @@
-"""Mask AP for datasets whose thing classes are scattered among the stuff classes."""
+"""Mask AP for data sets whose things are scattered among the classes, as in ADE20K's panoptic form."""
 
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.data.catalog import Metadata
 from detectron2.evaluation import COCOEvaluator
 
 
 class InstanceSegEvaluator(COCOEvaluator):
-    pass
+    """COCOEvaluator without the demand that things are the classes 0, 1, 2, ...
+
+    A panoptic model numbers things and stuff together: of ADE20K's 150 classes 100 are things, from class 7 to 147.
+    COCOEvaluator wants them counted from 0, so predictions are renumbered on their way to it.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        things = self._metadata.get("thing_dataset_id_to_contiguous_id")
+        self._rank = None if things is None else {label: i for i, label in enumerate(sorted(things.values()))}
+        if self._rank is not None:
+            self._metadata = counted_from_zero(self._metadata, self._rank)
+
+    def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: Sequence[int] | None = None) -> None:
+        if self._rank is not None:
+            predictions = [{**image, "instances": self._renumbered(image["instances"])} for image in predictions]
+        super()._eval_predictions(predictions, img_ids=img_ids)
+
+    def _renumbered(self, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for entry in entries:
+            assert entry["category_id"] in self._rank, (
+                f"class {entry['category_id']} was predicted, which is not among the things of "
+                f"'{self._metadata.name}': {sorted(self._rank)}"
+            )
+        return [{**entry, "category_id": self._rank[entry["category_id"]]} for entry in entries]
+
+
+def counted_from_zero(metadata: Metadata, rank: dict[int, int]) -> Metadata:
+    """A copy of `metadata` in which the thing class c is `rank[c]`, and thing_classes names the things only.
+
+    thing_classes may name things only, or all classes.
+    """
+    facts = dict(vars(metadata))
+    to_class = facts["thing_dataset_id_to_contiguous_id"]
+    facts["thing_dataset_id_to_contiguous_id"] = {dataset: rank[label] for dataset, label in to_class.items()}
+    names = facts.get("thing_classes")
+    if names is not None:
+        # COCO's tables list classes by the ids of the json file.
+        labels = [to_class[dataset] for dataset in sorted(to_class)]
+        facts["thing_classes"] = [names[rank[c] if len(names) == len(rank) else c] for c in labels]
+    return Metadata(**facts)

@@ -1,23 +1,26 @@
-"""Cityscapes' own scores for instances and semantic segmentation: not written yet, names only."""
+"""Cityscapes' own scores: the names only. The extension has them, for the embedded and for upstream detectron2."""
 
-from typing import Any
+from typing import Any, NoReturn
 
+from detectron2._unsupported import NotEmbeddedError
 from detectron2.evaluation.evaluator import DatasetEvaluator
 
 
 class CityscapesEvaluator(DatasetEvaluator):
-    """Present so that imports succeed; it cannot be built yet."""
+    """Present so that imports succeed; building one raises."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        raise NotImplementedError(
-            f"{type(self).__name__} is not written yet; score Cityscapes with COCOEvaluator, SemSegEvaluator or "
-            "COCOPanopticEvaluator, or write predictions and run cityscapesscripts on them"
+    def __init__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        name = type(self).__name__
+        raise NotEmbeddedError(
+            f"the embedded detectron2 has no {name} of its own: use mask2former's, which takes the same arguments "
+            f"(from mask2former.evaluation import {name})",
+            name=f"detectron2.evaluation.{name}",
         )
 
 
 class CityscapesInstanceEvaluator(CityscapesEvaluator):
-    """Present so that imports succeed; it cannot be built yet."""
+    """Present so that imports succeed; building one raises."""
 
 
 class CityscapesSemSegEvaluator(CityscapesEvaluator):
-    """Present so that imports succeed; it cannot be built yet."""
+    """Present so that imports succeed; building one raises."""
