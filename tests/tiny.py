@@ -13,9 +13,9 @@ CONFIG = ROOT / "configs" / "shapes" / "panoptic.yaml"
 # On top of configs/shapes/panoptic.yaml; also words of a command line.
 OPTIONS = [
     "MODEL.DEVICE", "cpu",
-    "MODEL.SEM_SEG_HEAD.CONVS_DIM", "16",
-    "MODEL.SEM_SEG_HEAD.MASK_DIM", "16",
-    "MODEL.MASK_FORMER.HIDDEN_DIM", "16",
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM", "32",
+    "MODEL.SEM_SEG_HEAD.MASK_DIM", "32",
+    "MODEL.MASK_FORMER.HIDDEN_DIM", "32",
     "MODEL.MASK_FORMER.NHEADS", "2",
     "MODEL.MASK_FORMER.DIM_FEEDFORWARD", "16",
     "MODEL.MASK_FORMER.DEC_LAYERS", "2",
