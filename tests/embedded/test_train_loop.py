@@ -114,17 +114,6 @@ def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights():
     assert trainer.model.weight.item() == pytest.approx(0.6)
 
 
-@embedded_only
-def test_the_error_names_losses_rate_gradient_norm_and_images():
-    bad = [{"factor": float("inf"), "image_id": 7, "file_name": "a/b.jpg"}, {"file_name": "c.png"}]
-    trainer = _trainer(batches=[[{}], bad])
-    with pytest.raises(FloatingPointError) as error:
-        trainer.train(0, 2)
-    for part in ("loss_a=inf", "loss_b=0.36", "learning rate: 0.1", "norm of the step before: 4 ", "image_id=7"):
-        assert part in str(error.value)
-    assert "file_name=a/b.jpg; file_name=c.png" in str(error.value)
-
-
 def test_a_run_that_stops_and_goes_on_equals_one_that_does_not():
     whole = _trainer()
     whole.train(0, 6)

@@ -26,7 +26,6 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 from . import hooks
-from .resume import random_state, restore_random_state, skip_seen
 from .train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 
 __all__ = [
@@ -204,7 +203,6 @@ class DefaultTrainer(TrainerBase):
         # A strong reference to the trainer would keep all of this alive in a circle.
         self.checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.cfg = cfg
-        self._random_state: Mapping[str, Any] | None = None
         self.start_iter = 0
         self.max_iter: int = cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
@@ -259,14 +257,6 @@ class DefaultTrainer(TrainerBase):
         """What PeriodicWriter writes to."""
         return default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
 
-    def before_train(self) -> None:
-        super().before_train()
-        if self._random_state is None:
-            return
-        skip_seen(self.data_loader, self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size())
-        restore_random_state(self._random_state, self.start_iter)
-        self._random_state = None
-
     def train(self) -> Mapping[str, Any] | None:
         """Train from `start_iter` to the end.
 
@@ -287,12 +277,11 @@ class DefaultTrainer(TrainerBase):
         self._trainer.run_step()
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "_trainer": self._trainer.state_dict(), "random": random_state()}
+        return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
-        self._random_state = state_dict.get("random")  # upstream's checkpoints have none
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:

@@ -159,7 +159,6 @@ class SimpleTrainer(TrainerBase):
         self.gather_metric_period = gather_metric_period
         self.zero_grad_before_forward = zero_grad_before_forward
         self._iterator: Iterator[Any] | None = None
-        self._batch: Any = None
 
     @property
     def _data_loader_iter(self) -> Iterator[Any]:
@@ -173,7 +172,7 @@ class SimpleTrainer(TrainerBase):
         if self.zero_grad_before_forward:
             self.optimizer.zero_grad()
         losses, total = self._forward(batch)
-        # Before the gradients of the last step are cleared: a loss that is not finite is reported with their norm.
+        # Before the gradients of the last step are cleared, for whoever reports a loss that is not finite.
         self._write_metrics(losses, data_time)
         if not self.zero_grad_before_forward:
             self.optimizer.zero_grad()
@@ -184,8 +183,8 @@ class SimpleTrainer(TrainerBase):
     def _next_batch(self) -> tuple[Any, float]:
         assert self.model.training, f"[{type(self).__name__}] the model is in eval mode; call model.train()"
         start = time.perf_counter()
-        self._batch = next(self._data_loader_iter)
-        return self._batch, time.perf_counter() - start
+        batch = next(self._data_loader_iter)
+        return batch, time.perf_counter() - start
 
     def _forward(self, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
         losses = self.model(batch)
@@ -210,7 +209,7 @@ class SimpleTrainer(TrainerBase):
         losses = dict(zip(loss_dict, values, strict=True))
         if not math.isfinite(sum(values)):
             # Each process looks at its own: waiting for the main one to notice would let the others step into NaN.
-            raise FloatingPointError(self._not_finite_message(losses))
+            raise FloatingPointError(f"Loss became infinite or NaN at iteration={self.iter}!\nloss_dict = {losses}")
         if (self.iter + 1) % self.gather_metric_period:
             return
         gathered = comm.gather({**losses, "data_time": data_time})
@@ -223,20 +222,6 @@ class SimpleTrainer(TrainerBase):
         storage.put_scalar(f"{prefix}total_loss", sum(means.values()))
         if len(means) > 1:
             storage.put_scalars(**means)
-
-    def _not_finite_message(self, losses: Mapping[str, float]) -> str:
-        grads = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = f"{float(nn.utils.get_total_norm(grads)):.4g} (as the optimizer left it)" if grads else "unknown"
-        rates = sorted({f"{group['lr']:.4g}" for group in self.optimizer.param_groups})
-        where = f" on process {comm.get_rank()}" if comm.get_world_size() > 1 else ""
-        return (
-            f"Loss became infinite or NaN at iteration={self.iter}!{where}\n"
-            f"  losses: {', '.join(f'{name}={value:.4g}' for name, value in losses.items())}\n"
-            f"  learning rate: {', '.join(rates)}\n"
-            f"  gradient norm of the step before: {norm}\n"
-            f"  images: {_image_names(self._batch)}\n"
-            "Look at these images and their annotations, or lower SOLVER.BASE_LR."
-        )
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "optimizer": self.optimizer.state_dict()}
@@ -318,13 +303,3 @@ def cpu_precision() -> torch.dtype:
     flags = torch.cpu.get_capabilities()
     fast = flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("sve_bf16")
     return torch.bfloat16 if fast else torch.float32
-
-
-def _image_names(batch: Any) -> str:
-    """How the user finds the images of a batch, which is a list of dataset dicts in every data loader of detectron2."""
-    if not isinstance(batch, list) or not all(isinstance(image, Mapping) for image in batch):
-        return "unknown"
-    return "; ".join(
-        ", ".join(f"{key}={image[key]}" for key in ("image_id", "file_name") if key in image) or "unnamed"
-        for image in batch
-    )
