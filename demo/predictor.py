@@ -10,6 +10,8 @@ from detectron2.engine.defaults import DefaultPredictor
 from detectron2.utils.video_visualizer import VideoVisualizer
 from detectron2.utils.visualizer import ColorMode, VisImage, Visualizer
 
+from mask2former.checkpoint import Mask2FormerCheckpointer
+
 # What a model may give, the richest first: name of the task, key among the predictions.
 RESULTS = {"panoptic": "panoptic_seg", "instance": "instances", "semantic": "sem_seg"}
 # Images are drawn at least this wide or high, so that there is room for labels.
@@ -38,7 +40,12 @@ class VisualizationDemo:
         self.task = task
         self.confidence_threshold = confidence_threshold
         self.instance_mode = instance_mode
-        self.predictor = DefaultPredictor(cfg)
+        # detectron2's predictor reads fewer kinds of weights.
+        bare = cfg.clone()
+        bare.defrost()
+        bare.MODEL.WEIGHTS = ""
+        self.predictor = DefaultPredictor(bare)
+        Mask2FormerCheckpointer(self.predictor.model).load(cfg.MODEL.WEIGHTS)
 
     def run_on_image(self, image: np.ndarray) -> tuple[dict[str, Any], VisImage]:
         """Predict and draw on a (H, W, 3) BGR image; a small image is drawn enlarged by a whole factor."""
