@@ -265,7 +265,8 @@ class CityscapesSemSegEvaluator(_CityscapesEvaluator):
             count = len(self._confusion)
             if true.max() >= count:
                 raise ValueError(
-                    f"the ground truth of {record['file_name']} has label {true.max()}; Cityscapes has 0 ... {count - 1}"
+                    f"the ground truth of {record['file_name']} has label {true.max()}; "
+                    f"Cityscapes has 0 ... {count - 1}"
                 )
             self._confusion += np.bincount((true * count + predicted).ravel(), minlength=count**2).reshape(count, count)
             self._add_instances(self._truth(record["file_name"], "instanceIds", predicted.shape), predicted)

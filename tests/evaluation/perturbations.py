@@ -9,6 +9,7 @@ import logging
 import math
 import tempfile
 
+import detectron2
 import oracles
 import torch
 from detectron2.data import MetadataCatalog
@@ -20,6 +21,9 @@ from scenes import write as write_scenes
 from mask2former.evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator, InstanceSegEvaluator
 from mask2former.evaluation.boundary_ap import boundary_ap
 from mask2former.evaluation.semantic_pq import evaluate_semantic_pq
+
+# Upstream's fast implementation is compiled, which not every installation is; the embedded one is a package.
+SEGM = {"tasks": ("segm",), "use_fast_impl": getattr(detectron2, "EMBEDDED", False)}
 
 
 def record_of(scene):
@@ -67,12 +71,12 @@ def segments_of(segments):
 
 def coco(name, scenes, predictions):
     outputs = [instances_of(segments, THINGS[0]) for segments in predictions]
-    return run(COCOEvaluator(f"{name}_things", tasks=("segm",), distributed=False), scenes, outputs)["segm"]
+    return run(COCOEvaluator(f"{name}_things", **SEGM), scenes, outputs)["segm"]
 
 
 def scattered(name, scenes, predictions):
     # The data set's thing_classes name all 19 classes, of which 8 are things.
-    evaluator = InstanceSegEvaluator(name, tasks=("segm",), distributed=False)
+    evaluator = InstanceSegEvaluator(name, **SEGM)
     return run(evaluator, scenes, [instances_of(segments) for segments in predictions])["segm"]
 
 

@@ -164,7 +164,7 @@ def rle(mask):
 
 
 def write(scenes, folder):
-    """Everything that the evaluators read, in the data sets' own forms; also registers them. -> name of the data set."""
+    """Everything that the evaluators read, in the data sets' own forms, and register it. -> the data set's name."""
     for part in ("gt/town", "panoptic", "semantic"):
         (Path(folder) / part).mkdir(parents=True)
     annotations, panoptic = [], []

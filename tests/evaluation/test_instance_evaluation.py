@@ -1,11 +1,14 @@
 """InstanceSegEvaluator: things that are scattered among the classes."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("cityscapesscripts")
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
-from perturbations import instances_of, prepare, run, scattered
+from perturbations import SEGM, instances_of, prepare, run, scattered
 from scenes import NAMES, THINGS, exact
 
 from mask2former.evaluation import InstanceSegEvaluator
@@ -19,7 +22,7 @@ def data(tmp_path_factory):
 def test_detectron2s_own_evaluator_refuses_scattered_things(data):
     name, scenes = data
     with pytest.raises(AssertionError):
-        run(COCOEvaluator(name, tasks=("segm",)), scenes, [instances_of(exact(s)) for s in scenes])
+        run(COCOEvaluator(name, **SEGM), scenes, [instances_of(exact(s)) for s in scenes])
 
 
 def test_the_columns_are_the_things_whether_thing_classes_names_them_alone_or_all_classes(data):
@@ -35,19 +38,17 @@ def test_the_columns_are_the_things_whether_thing_classes_names_them_alone_or_al
 def test_the_data_sets_own_metadata_stays_as_it_is(data):
     name, scenes = data
     before = dict(vars(MetadataCatalog.get(name)))
-    evaluator = InstanceSegEvaluator(name, tasks=("segm",))
+    evaluator = InstanceSegEvaluator(name, **SEGM)
     run(evaluator, scenes, [instances_of(exact(s)) for s in scenes])
     assert vars(MetadataCatalog.get(name)) == before
 
 
 def test_results_are_written_with_the_ids_of_the_data_set(data, tmp_path):
-    import json
-
     name, scenes = data
-    evaluator = InstanceSegEvaluator(name, tasks=("segm",), output_dir=str(tmp_path))
+    evaluator = InstanceSegEvaluator(name, **SEGM, output_dir=str(tmp_path))
     run(evaluator, scenes, [instances_of(exact(s)) for s in scenes])
     written = json.loads((tmp_path / "coco_instances_results.json").read_text())
-    true = json.loads(open(f"{name}/instances.json").read())["annotations"]
+    true = json.loads(Path(name, "instances.json").read_text())["annotations"]
     assert [e["category_id"] for e in written] == [e["category_id"] for e in true]
 
 
@@ -55,5 +56,5 @@ def test_a_predicted_class_that_is_no_thing_is_refused(data):
     name, scenes = data
     outputs = [instances_of(exact(s)) for s in scenes]
     outputs[0]["instances"].pred_classes[0] = 3
-    with pytest.raises(AssertionError, match="class 3 .*not among the things"):
-        run(InstanceSegEvaluator(name, tasks=("segm",)), scenes, outputs)
+    with pytest.raises(AssertionError, match=r"class 3 .*not among the things"):
+        run(InstanceSegEvaluator(name, **SEGM), scenes, outputs)
