@@ -40,6 +40,8 @@ def segment(item: Item) -> tuple[np.ndarray, list[dict]]:
     category_of = {}
     for category, mask in [*parts, *instances]:
         id_ = generator.get_id(category)
+        while id_ in category_of:  # "road" and "skyscraper" have one colour
+            id_ += 1
         ids[mask] = id_
         category_of[id_] = category
     np.random.set_state(state)
