@@ -7,7 +7,7 @@ import logging
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from detectron2.data.common import DatasetFromList
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.utils import comm
 from detectron2.utils.serialize import PicklableWrapper
+from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
 logger = logging.getLogger(__name__)
@@ -40,8 +41,9 @@ class _Draw(int):
 class ResumableSampler(Sampler):
     """The endless order of a sampler, made from the run's seed and entered where a resumed run goes on.
 
-    With `wide`, whether each image is wider than high, every `batch_size` neighbours are alike in that: batches are
-    put together here, before anything is loaded, because a loader that does it later cannot be entered midway.
+    With `wide`, which says of an index whether its image is wider than high, every `batch_size` neighbours are alike
+    in that: batches are put together here, before anything is loaded, because a loader that does it later cannot be
+    entered midway.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class ResumableSampler(Sampler):
         make_sampler: Callable[[int], Iterable[int]],
         run: RunPosition,
         batch_size: int = 1,
-        wide: np.ndarray | None = None,
+        wide: Callable[[int], bool] | None = None,
     ) -> None:
         self.make_sampler = make_sampler
         self.run = run
@@ -70,7 +72,7 @@ class ResumableSampler(Sampler):
             return
         waiting: dict[bool, list[int]] = {True: [], False: []}
         for index in order:
-            batch = waiting[bool(self.wide[index])]
+            batch = waiting[self.wide(index)]
             batch.append(index)
             if len(batch) == self.batch_size:
                 yield from batch
@@ -122,7 +124,7 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any]) ->
     run = RunPosition(cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed())
     wide = None
     if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
-        wide = np.array([record["width"] > record["height"] for record in dicts])
+        wide = partial(_is_wide, dicts)
     loader = build_detection_train_loader(
         SeededDataset(dicts, mapper, run),
         mapper=None,
@@ -133,6 +135,18 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any]) ->
     )
     loader.run = run
     return loader
+
+
+def _is_wide(dicts: list[dict[str, Any]], index: int) -> bool:
+    """Whether an image is wider than high; most label folders do not say, then its file's head does."""
+    record = dicts[index]
+    return record["width"] > record["height"] if "width" in record else _file_is_wide(record["file_name"])
+
+
+@cache
+def _file_is_wide(file_name: str) -> bool:
+    with Image.open(file_name) as image:
+        return image.width > image.height
 
 
 def _order_of(cfg: CfgNode, dicts: list[dict[str, Any]]) -> Callable[[int], Iterable[int]]:

@@ -76,7 +76,7 @@ def test_the_seed_decides_and_without_one_every_run_differs(cfg):
 
 def test_batches_hold_images_that_are_all_wide_or_all_tall():
     run = RunPosition(seed=0)
-    wide = np.array([True, False, True, True, False])
+    wide = [True, False, True, True, False].__getitem__
     # By hand: 0 waits, 1 waits, 2 fills the wide batch, 3 waits, 4 fills the tall one.
     sampler = ResumableSampler(lambda seed: [0, 1, 2, 3, 4, 0], run, 2, wide)
     assert list(sampler) == [0, 2, 1, 4, 3, 0]

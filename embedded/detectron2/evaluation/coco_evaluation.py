@@ -320,6 +320,8 @@ def _evaluate_predictions_on_coco(
     assert coco_results, "no results to evaluate"
     if cocoeval_fn is None:
         cocoeval_fn = COCOeval_opt if use_fast_impl else COCOeval
+    if cocoeval_fn is COCOeval_opt and any(isinstance(image_id, str) for image_id in coco_gt.imgs):
+        cocoeval_fn = COCOeval  # the compiled one keeps ids as numbers; ADE20K's are text
     if iou_type == "segm" and any("segmentation" not in entry for entry in coco_results):
         raise ValueError("the task segm needs pred_masks in the predictions; there are instances without")
     # With a box, COCO would take the area (small, medium, large) of a mask from it. And loadRes writes into its input.
