@@ -17,7 +17,7 @@ from detectron2.evaluation import (
     DatasetEvaluators,
     SemSegEvaluator,
 )
-from detectron2.modeling import build_model
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
 from torch import nn
@@ -76,6 +76,17 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """The model of MODEL.META_ARCHITECTURE.
+
+        Raises:
+            ValueError: there is no such model.
+        """
+        name = cfg.MODEL.META_ARCHITECTURE
+        if name not in META_ARCH_REGISTRY:
+            raise ValueError(
+                f"MODEL.META_ARCHITECTURE is '{name}', which is not registered: start from a config in configs/ "
+                "(they say MaskFormer), or import the module that registers it."
+            )
         model = build_model(cfg)
         _log_model(cfg, model)
         return model

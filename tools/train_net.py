@@ -39,7 +39,10 @@ def setup(args: Namespace) -> CfgNode:
     cfg = get_cfg()
     add_deeplab_config(cfg)
     add_maskformer2_config(cfg)
-    cfg.merge_from_file(args.config_file)
+    try:
+        cfg.merge_from_file(args.config_file)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"Config file {args.config_file} is not a text file: name one that ends in .yaml.") from error
     cfg.merge_from_list(args.opts or [])
     cfg.freeze()
     check_writable(cfg.OUTPUT_DIR)
