@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer
@@ -143,6 +144,15 @@ class Trainer(DefaultTrainer):
             run.start = self.start_iter * (self.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size())
         elif self.start_iter:
             logger.warning("The training loader is the script's own: after this resume it starts from its beginning.")
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
+        """Score the model on DATASETS.TEST, in all processes with the weights that a checkpoint would have."""
+        if comm.get_world_size() > 1:
+            # Every process has seen other images: their running statistics of batch norm differ.
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
+        return super().test(cfg, model, evaluators)
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
