@@ -15,6 +15,7 @@ Weights = dict[str, Tensor]
 _HEAD, _PREDICTOR = "sem_seg_head.pixel_decoder", "sem_seg_head.predictor"
 _LEVELS, _ENCODER = "model.pixel_level_module.decoder", "model.pixel_level_module.encoder"
 _QUERIES = "model.transformer_module"
+# No feature passes through it; transformers warns where it is missing.
 _UNUSED = r"model\.pixel_level_module\.encoder\.(swin\.|model\.)?layernorm\.(weight|bias)"
 QKV = ("q_proj", "k_proj", "v_proj")
 
@@ -68,7 +69,6 @@ def to_detectron2(weights: Weights) -> Weights:
         ValueError: a part of a tensor is missing.
     """
     weights = {_name_in_files(name): value for name, value in weights.items()}
-    # A normalisation that is there, but that no feature passes through.
     weights = {name: value for name, value in weights.items() if not re.fullmatch(_UNUSED, name)}
     table = rules(weights)
     found: Weights = OrderedDict()
@@ -112,6 +112,10 @@ def to_huggingface(weights: Weights) -> Weights:
         pieces = [value] if len(rule.theirs) == 1 else value.chunk(len(rule.theirs))
         for theirs, piece in zip(rule.theirs, pieces, strict=True):
             renamed[_fill(theirs, match)] = piece.contiguous().clone()
+    last = renamed.get(f"{_ENCODER}.hidden_states_norms.stage4.weight")
+    if last is not None:
+        renamed[f"{_ENCODER}.swin.layernorm.weight"] = torch.ones_like(last)
+        renamed[f"{_ENCODER}.swin.layernorm.bias"] = torch.zeros_like(last)
     for name in [name for name in renamed if name.endswith("normalization.running_var")]:
         # Counted there, not by a frozen normalisation here.
         renamed.setdefault(name.replace("running_var", "num_batches_tracked"), torch.zeros((), dtype=torch.int64))
