@@ -9,7 +9,7 @@ from panopticapi.utils import id2rgb
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from mask2former.data.mappers import (
+from mask2former import (
     COCOInstanceNewBaselineDatasetMapper,
     COCOPanopticNewBaselineDatasetMapper,
     MaskFormerInstanceDatasetMapper,
