@@ -93,7 +93,18 @@ class SeededDataset(Dataset):
 
     def __getitem__(self, draw: int) -> Any:
         seed_random(self.run.seed, self.rank, getattr(draw, "position", int(draw)))
-        return self.mapper(self.dicts[int(draw)])
+        record = self.dicts[int(draw)]
+        try:
+            return self.mapper(record)
+        except (ValueError, KeyError, TypeError, AssertionError, OSError) as error:
+            name = str(record.get("file_name"))
+            if name in str(error) and not isinstance(error, FileNotFoundError):
+                raise
+            said = repr(error) if isinstance(error, KeyError) else str(error) or type(error).__name__
+            raise ValueError(
+                f"{name} cannot be trained on: {said.rstrip('.')}. Repair the file or its annotations, or leave the "
+                "image out of the data set."
+            ) from error
 
 
 def seed_random(*key: int) -> None:
@@ -174,7 +185,9 @@ def _describe(cfg: CfgNode, dicts: list[dict[str, Any]]) -> None:
             "MODEL.SEM_SEG_HEAD.NUM_CLASSES is %d, but %s has %d classes: set it to %d.",
             num_classes, cfg.DATASETS.TRAIN[0], len(names), len(names),
         )  # fmt: skip
-    targets = [_num_targets(record) for record in dicts]
+    for record in dicts:
+        _check_classes(record, num_classes)
+    targets = [len(_targets(record)) for record in dicts]
     queries = cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES
     crowded = sum(count > queries for count in targets)
     if crowded:
@@ -197,9 +210,21 @@ def class_names(cfg: CfgNode) -> list[str]:
     return next((list(metadata.get(key)) for key in keys if metadata.get(key)), [])
 
 
-def _num_targets(record: dict[str, Any]) -> int:
+def _targets(record: dict[str, Any]) -> list[dict[str, Any]]:
     segments = record.get("annotations", record.get("segments_info", []))
-    return sum(not segment.get("iscrowd", 0) for segment in segments)
+    return [segment for segment in segments if not segment.get("iscrowd", 0)]
+
+
+def _check_classes(record: dict[str, Any], num_classes: int) -> None:
+    """Find now what the mapper would only find when the image is drawn."""
+    for segment in _targets(record):
+        category = segment.get("category_id")
+        if not isinstance(category, int | np.integer) or not 0 <= category < num_classes:
+            raise ValueError(
+                f"{record.get('file_name')} has a segment with category_id {category!r}, expected 0 to "
+                f"{num_classes - 1} (MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}): correct the annotations or set "
+                "the number of classes."
+            )
 
 
 def _every_image(size: int, seed: int) -> TrainingSampler:
