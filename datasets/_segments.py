@@ -60,16 +60,21 @@ def check_panoptic(ids: np.ndarray, segments: Sequence[dict], png: Path, categor
     """ValueError unless the (H, W) ids of a PNG and the json's segments are the same, with the same areas."""
     counts = dict(zip(*(values.tolist() for values in np.unique(ids, return_counts=True))))
     counts.pop(0, None)
+    remedy = "PNG and json do not belong together: make or download both again."
     listed = {segment["id"]: segment for segment in segments}
     for where, wrong in (
         ("in the PNG but not in the json", counts.keys() - listed.keys()),
         ("in the json but not in the PNG", listed.keys() - counts.keys()),
     ):
         if wrong:
-            raise ValueError(f"{png}: segment ids {sorted(wrong)[:5]} are {where}: they do not belong together.")
+            raise ValueError(f"{png}: segment ids {sorted(wrong)[:5]} are {where}. {remedy}")
     for id_, segment in listed.items():
-        if segment["area"] != counts[id_]:
-            raise ValueError(f"{png}: segment {id_} has {counts[id_]} pixels, but its area in the json is "
-                             f"{segment['area']}.")  # fmt: skip
+        area = segment["area"]
+        if area != counts[id_]:
+            raise ValueError(
+                f"{png}: segment {id_} has {counts[id_]} pixels, but its area in the json is {area}. {remedy}"
+            )
         if segment["category_id"] not in categories:
-            raise ValueError(f"{png}: segment {id_} has category_id {segment['category_id']}, which is no class.")
+            raise ValueError(
+                f"{png}: segment {id_} has category_id {segment['category_id']}, which is no class. {remedy}"
+            )
