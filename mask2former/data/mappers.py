@@ -172,6 +172,8 @@ def _annotation_masks(
             continue
         annotation.pop("keypoints", None)
         kept.append(utils.transform_instance_annotations(annotation, transforms, size))
+        if isinstance(kept[-1]["segmentation"], np.ndarray):  # a bitmap, whose padding by a crop is neither 0 nor 1
+            kept[-1]["segmentation"] = (kept[-1]["segmentation"] == 1).astype(np.uint8)
     if not kept:
         return [], _stack([], size)
     instances = utils.annotations_to_instances(kept, size, mask_format="bitmask")

@@ -191,6 +191,16 @@ def test_lsj_marks_padding_and_drops_instances_that_the_crop_cut_away(image):
     assert out["instances"].gt_masks.dtype == torch.uint8
 
 
+@pytest.mark.parametrize("form", ["polygon", "rle"])
+def test_padding_by_the_crop_belongs_to_no_instance(image, form):
+    segmentation = SQUARE if form == "polygon" else mask_utils.encode(np.asfortranarray(LEFT))
+    mapper = COCOInstanceNewBaselineDatasetMapper(True, tfm_gens=lsj(), image_format="RGB")
+    (mask,) = mapper({**image, "annotations": [annotation(segmentation)]})["instances"].gt_masks
+    # a third of the columns of 11x16, and none of the 5 rows below
+    assert mask[:11].sum() == pytest.approx(11 * 16 / 3, abs=6)
+    assert mask[11:].sum() == 0
+
+
 def test_an_image_without_instances_is_a_legal_example(image):
     mapper = COCOInstanceNewBaselineDatasetMapper(True, tfm_gens=lsj(), image_format="RGB")
     out = mapper({**image, "annotations": []})
