@@ -240,11 +240,11 @@ class _DataUnpickler(pickle._Unpickler):
                 raise ValueError("it holds arrays of another byte order")
             self.stack.pop()
         elif isinstance(target, np.ndarray | OrderedDict):
-            super().load_build()
+            super().load_build()  # type: ignore[misc]
         else:
             raise RefusedError(f"the state of a {type(target).__name__}")
 
-    dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
 
 
 def _dtype(code: str, *_: Any) -> np.dtype:

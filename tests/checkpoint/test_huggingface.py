@@ -221,7 +221,7 @@ def test_their_maskformer_gives_the_same_logits_here(tmp_path, backbone):
         (classes - expected.class_queries_logits).abs().max().item(),
         (masks - expected.masks_queries_logits).abs().max().item(),
     ]
-    assert expected.masks_queries_logits.std() > 1e-3 and expected.masks_queries_logits[0, 0].std() > 1e-3
+    assert expected.masks_queries_logits[0, 0].std() > 1e-3
     print(
         f"MaskFormer {backbone}, masks of {expected.masks_queries_logits.std():.1f}: class logits {differing[0]:.1e}, masks {differing[1]:.1e}"
     )
