@@ -22,6 +22,7 @@ except ModuleNotFoundError as error:
 from . import data as _data  # noqa: F401  registers the datasets
 from .config import add_maskformer2_config
 from .model import MaskFormer
+from .setup_config import load_config
 
 _LAZY = {
     "COCOInstanceNewBaselineDatasetMapper": "mask2former.data.mappers",
@@ -34,7 +35,7 @@ _LAZY = {
     "Trainer": "mask2former.trainer",
 }
 
-__all__ = ["MaskFormer", "add_maskformer2_config", *_LAZY]
+__all__ = ["MaskFormer", "add_maskformer2_config", "load_config", *_LAZY]
 
 
 def __getattr__(name: str) -> Any:
