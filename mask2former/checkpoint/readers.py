@@ -11,22 +11,15 @@ import re
 import sys
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-Weights = dict[str, torch.Tensor]
+from .claims import bounded, check_storages, clipped
 
-# Bytes per element of the storages that torch.save writes; a storage of another name counts bytes.
-_ITEM_SIZES = {
-    **dict.fromkeys(("DoubleStorage", "LongStorage", "ComplexFloatStorage"), 8),
-    **dict.fromkeys(("FloatStorage", "IntStorage"), 4),
-    **dict.fromkeys(("HalfStorage", "BFloat16Storage", "ShortStorage"), 2),
-    "ComplexDoubleStorage": 16,
-}
+Weights = dict[str, torch.Tensor]
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
@@ -109,7 +102,7 @@ def _read_safetensors(path: Path) -> Weights:
 
 def _read_pickle(path: Path) -> Any:
     with open(path, "rb") as file:
-        return _DataUnpickler(_bounded(file, path.stat().st_size), encoding="latin1").load()
+        return _DataUnpickler(bounded(file, path.stat().st_size), encoding="latin1").load()
 
 
 def _read_torch(path: Path) -> Any:
@@ -129,91 +122,6 @@ def _load_tensors(source: Any) -> Any:
         if named:
             raise RefusedError(named[1]) from None
         raise ValueError(str(error).rpartition("WeightsUnpickler error: ")[2].strip()) from None
-
-
-# What a torch file claims
-
-
-def check_storages(file: IO[bytes]) -> None:
-    """Refuse a torch file that claims larger storages than it has: PyTorch allocates, or reads, what is claimed.
-
-    Raises:
-        ValueError: a storage is larger than its bytes, or entries of the archive are compressed.
-    """
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    if not zipfile.is_zipfile(file):
-        file.seek(0)
-        for _ in range(4):  # magic number, protocol, the machine's sizes, the content
-            _Scanner(_bounded(file, size), lambda key: size, encoding="latin1").load()
-        return
-    with zipfile.ZipFile(file) as archive:
-        entries = {entry.filename: entry for entry in archive.infolist()}
-        if sum(entry.file_size for entry in entries.values()) > size:
-            raise ValueError("its archive would grow when unpacked")
-        name = next((name for name in entries if name.endswith("/data.pkl")), None)
-        if name is None:
-            raise ValueError("it is a zip archive, but torch.save did not write it (no data.pkl)")
-        folder = name.removesuffix("data.pkl") + "data/"
-        content = archive.read(name)
-
-    def stored(key: str) -> int:
-        return entries[folder + key].file_size if folder + key in entries else 0
-
-    _Scanner(_bounded(io.BytesIO(content), len(content)), stored, encoding="latin1").load()
-
-
-class _Stub:
-    """Stands for whatever a file names while it is scanned: accepts everything, does nothing."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> "_Stub":
-        return super().__new__(cls)
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def accept(self, *args: Any) -> None:
-        pass
-
-    __setstate__ = __setitem__ = append = extend = add = update = accept
-
-
-class _Scanner(pickle._Unpickler):
-    """Goes through a pickle, imports nothing, and compares the storages claimed with those there."""
-
-    def __init__(self, file: Any, stored: Callable[[str], int], **kwargs: Any) -> None:
-        super().__init__(file, **kwargs)
-        self._stored = stored
-
-    def find_class(self, module: str, name: str) -> Any:
-        return type(name, (_Stub,), {})
-
-    def persistent_load(self, pid: Any) -> Any:
-        if isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage":
-            kind, key, number = getattr(pid[1], "__name__", ""), str(pid[2]), pid[4]
-            claimed = number * _ITEM_SIZES.get(kind, 1) if isinstance(number, int) else -1
-            if not 0 <= claimed <= self._stored(key):
-                raise ValueError(
-                    f"storage {clipped(key)} claims {clipped(number)} elements, but has {self._stored(key)} bytes"
-                )
-        return _Stub()
-
-
-class _Bounded:
-    """A file whose reads never ask for more than is left of it: what a file claims is not allocated."""
-
-    def __init__(self, file: IO[bytes], size: int) -> None:
-        self._file, self._size = file, size
-        self.readline = file.readline
-
-    def read(self, number: int) -> bytes:
-        if number > self._size - self._file.tell():
-            raise EOFError(f"it ends {number - self._size + self._file.tell()} bytes too early")
-        return self._file.read(number)
-
-
-def _bounded(file: IO[bytes], size: int) -> Any:
-    return _Bounded(file, size)
 
 
 # A plain pickle
@@ -374,13 +282,6 @@ def _tensors(weights: dict[Any, Any], path: Path) -> Weights:
     if hasattr(weights, "_metadata"):
         tensors._metadata = weights._metadata
     return tensors
-
-
-def clipped(value: object, length: int = 80) -> str:
-    """What a file says, as it may appear in a message: on one line, without control characters, not too long."""
-    text = value if isinstance(value, str) else repr(value)
-    text = "".join(character if character.isprintable() else "?" for character in text[: length + 1])
-    return text if len(text) <= length else f"{text[:length]}..."
 
 
 def _check_start(path: Path) -> None:

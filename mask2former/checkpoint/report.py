@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from .readers import clipped
+from .claims import clipped
 
 # Kept by normalisations and windows for themselves: whether a file has them changes no result.
 BOOKKEEPING = (".num_batches_tracked", ".relative_position_index")

@@ -7,6 +7,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from detectron2.utils.file_io import PathManager
 
+from .claims import clipped
+
 HUB = "hf://"
 _HUB_ADDRESS = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 # detectron2:// is short for this address.
@@ -60,7 +62,7 @@ def local_copy(address: str) -> Path:
 
 def _unreachable(address: str, error: Exception) -> str:
     url = address.replace("detectron2://", _DETECTRON2, 1)
-    reason = " ".join(str(error).split())[:160] or type(error).__name__
+    reason = clipped(" ".join(str(error.__cause__ or error).split()), 160) or type(error).__name__
     if not url.startswith("http"):
         return f"MODEL.WEIGHTS asks for {address}: {reason}. Give the path of a local file instead."
     # The cache mirrors the path of the address.
@@ -91,7 +93,7 @@ def _from_hub(address: str) -> Path:
             wanted = ["config.json", "preprocessor_config.json", weights]
             folder = Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=wanted))
         except Exception as error:  # of the hub, of its client and of the network: no common class
-            reason = " ".join(str(error).split())[:160] or type(error).__name__
+            reason = clipped(" ".join(str(error).split()), 160) or type(error).__name__
             cache = huggingface_hub.constants.HF_HUB_CACHE
             at = f" --revision {revision}" if revision else ""
             raise FileNotFoundError(
