@@ -23,7 +23,7 @@ from tiny import CONFIG, OPTIONS, ROOT, tiny_config
 from mask2former.trainer import Trainer
 
 SCRIPT = ROOT / "tools" / "train_net.py"
-# Upstream's launch does not join the processes of torchrun.
+# Upstream's launch does not join the processes of torchrun, and several processes need a GPU each.
 embedded_only = pytest.mark.skipif(not getattr(detectron2, "EMBEDDED", False), reason="not in upstream detectron2")
 
 
@@ -172,6 +172,7 @@ def train_halved(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+@embedded_only
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks this process")
 def test_a_process_whose_images_are_empty_does_not_stop_the_others(tiny_shapes, tmp_path):
     mp.start_processes(train_halved, args=(tmp_path,), nprocs=2, start_method="fork")
