@@ -8,7 +8,7 @@ import os
 from functools import partial
 from typing import Any
 
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
 from ._common import datasets_root, load_panoptic, register
@@ -31,6 +31,8 @@ def register_all_coco_panoptic_annos_sem_seg(root: str) -> None:
     """Register both splits as found in the folder `root`/coco."""
     coco = os.path.join(root, "coco")
     for split in ("train", "val"):
+        _say_what_is_missing(f"coco_2017_{split}", "image_root", "json_file")
+        _say_what_is_missing(f"coco_2017_{split}_panoptic", "image_root", "panoptic_root", "panoptic_json")
         _use_thing_names_only(f"coco_2017_{split}_panoptic")
         images, panoptic, semantic = (
             os.path.join(coco, f"{part}{split}2017") for part in ("", "panoptic_", "panoptic_semseg_")
@@ -52,6 +54,12 @@ def register_all_coco_panoptic_annos_sem_seg(root: str) -> None:
             label_divisor=1000,
             **get_metadata(),
         )
+
+
+def _say_what_is_missing(name: str, *keys: str) -> None:
+    """Let detectron2's own name of a data set check the files that its metadata names before it reads them."""
+    meta = MetadataCatalog.get(name)
+    register(name, DatasetCatalog[name], [meta.get(key) for key in keys])
 
 
 def _use_thing_names_only(name: str) -> None:

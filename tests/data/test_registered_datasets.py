@@ -125,7 +125,7 @@ def test_importing_reads_nothing_and_follows_the_environment(tmp_path):
     assert f"DETECTRON2_DATASETS is '{tmp_path / 'nowhere'}'" in message and "prepare_ade20k_pan_seg.py" in message
 
 
-@pytest.mark.parametrize("name", [name for name in METADATA if not name.startswith("coco_2017_train_panoptic")])
+@pytest.mark.parametrize("name", METADATA)
 def test_a_missing_data_set_says_where_it_should_be(name, monkeypatch):
     monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
     with pytest.raises(FileNotFoundError) as error:
