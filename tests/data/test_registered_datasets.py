@@ -121,7 +121,7 @@ def test_importing_reads_nothing_and_follows_the_environment(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **env}, capture_output=True, text=True)
     path, message = done.stdout.strip().splitlines()
     assert path == str(tmp_path / "nowhere" / "ADEChallengeData2016" / "ade20k_panoptic_val.json")
-    assert "'ade20k_panoptic_val' lacks" in message and path in message
+    assert "'ade20k_panoptic_val' needs what does not exist" in message and path in message
     assert f"DETECTRON2_DATASETS is '{tmp_path / 'nowhere'}'" in message and "prepare_ade20k_pan_seg.py" in message
 
 

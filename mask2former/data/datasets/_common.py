@@ -53,8 +53,8 @@ def missing_data(name: str, missing: Sequence[str], make: str = "") -> str:
     where = f"is {root!r}" if root else "is not set, which means './datasets'"
     paths = ", ".join(os.path.abspath(path) for path in missing)
     return (
-        f"Dataset '{name}' lacks {paths}. DETECTRON2_DATASETS {where}: it names the folder that holds all data sets, "
-        f"laid out as datasets/README.md shows. {make}".strip()
+        f"Dataset '{name}' needs what does not exist: {paths}. DETECTRON2_DATASETS {where}: it "
+        f"names the folder that holds all data sets, laid out as datasets/README.md shows. {make}".strip()
     )
 
 
