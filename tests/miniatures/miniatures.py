@@ -185,8 +185,7 @@ def train(cfg: CfgNode) -> Path:
     trainer = Trainer(cfg)
     before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
     trainer.resume_or_load(resume=False)
-    trainer.build_evaluator = None  # the evaluation after training is a cell of its own
-    trainer.register_hooks([])
+    # The evaluation after training is a cell of its own.
     trainer._hooks = [hook for hook in trainer._hooks if type(hook).__name__ != "EvalHook"]
     trainer.train()
     loss = trainer.storage.history("total_loss").latest()
