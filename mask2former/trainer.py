@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer
@@ -55,6 +56,8 @@ class Trainer(DefaultTrainer):
 
     A run is a function of its seed: stopped at any moment and resumed, it goes on as if it had not been stopped.
     """
+
+    checkpointer: DetectionCheckpointer
 
     def __init__(self, cfg: CfgNode) -> None:
         cfg = runnable_here(cfg)
