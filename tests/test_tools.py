@@ -145,7 +145,7 @@ def test_structure_and_activations():
 
 
 def test_a_config_that_is_not_there_is_named():
-    with pytest.raises(SystemExit, match="no_such.yaml"):
+    with pytest.raises(SystemExit, match=r"no_such\.yaml"):
         run("analyze_model", "--config-file", "no_such.yaml")
 
 
