@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .inference import Frame, instance_inference, panoptic_inference, semantic_inference
 from .modeling.criterion import SetCriterion
+from .modeling.folding import fold_norms
 from .modeling.matcher import HungarianMatcher
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class MaskFormer(nn.Module):
         """
         super().__init__()
         self.backbone = backbone
+        fold_norms(backbone)
         self.sem_seg_head = sem_seg_head
         self.criterion = criterion
         self.num_queries = num_queries
@@ -132,7 +134,7 @@ class MaskFormer(nn.Module):
         results: list[dict[str, Any]] = [{} for _ in images]
         for group in self.groups(images):
             batch = ImageList.from_tensors([images[i] for i in group], self.size_divisibility)
-            outputs = self.sem_seg_head(self.backbone(batch.tensor))
+            outputs = self.predictions(batch.tensor)
             for row, i in enumerate(group):
                 height, width = images[i].shape[-2:]
                 sample = batched_inputs[i]
@@ -143,6 +145,10 @@ class MaskFormer(nn.Module):
                 )
                 results[i] = self.results(outputs["pred_logits"][row], outputs["pred_masks"][row], frame)
         return results
+
+    def predictions(self, images: Tensor) -> dict[str, Any]:
+        """What the queries predict for normalised images (B, 3, H, W); see the head."""
+        return self.sem_seg_head(self.backbone(images.contiguous(memory_format=torch.channels_last)))
 
     def normalized(self, sample: dict[str, Any]) -> Tensor:
         """The image on the model's device, with zero mean and unit deviation; (3, H, W) float32."""
@@ -170,7 +176,7 @@ class MaskFormer(nn.Module):
         num_classes = self.sem_seg_head.num_classes
         size = tuple(batch.tensor.shape[-2:])
         targets = [training_target(sample, num_classes, size, self.device) for sample in batched_inputs]
-        outputs = self.sem_seg_head(self.backbone(batch.tensor))
+        outputs = self.predictions(batch.tensor)
         weights = self.criterion.weight_dict
         losses = self.criterion(outputs, targets)
         return {name: loss * weights[name] for name, loss in losses.items() if name in weights}

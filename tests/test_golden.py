@@ -97,7 +97,9 @@ def test_instances(answers):
         return
     instances = result["instances"]
     order = instances.scores.argsort(descending=True)  # the record is sorted
-    assert _relative_difference(instances.scores[order], recorded["inst_scores"]) < SCORE_TOLERANCE
     assert instances.pred_classes[order].tolist() == recorded["inst_classes"].tolist()
     difference = np.abs(instances.pred_masks[order].sum((1, 2)).numpy() - recorded["inst_areas"])
     assert difference.sum() <= 2, difference  # pixels at a tie (logit 0 but for rounding), of over a million
+    # A score is a mean over the mask, which a pixel that comes or goes (at probability one half) moves a little.
+    tolerance = SCORE_TOLERANCE + difference / np.maximum(recorded["inst_areas"], 1)
+    assert (np.abs(instances.scores[order].numpy() - recorded["inst_scores"]) < tolerance).all()

@@ -21,6 +21,8 @@ from ..position_encoding import cached_per_shape, sine_position_encoding
 POINTS = 4
 FEEDFORWARD = 1024
 MULTI_SCALE_LEVELS = 3
+# On a CPU, pixels that go through an encoder layer's linear parts together: their features stay in the cache.
+BLOCK_ROWS = 1024
 
 Shapes = tuple[tuple[int, int], ...]
 
@@ -188,8 +190,16 @@ class DeformableEncoderLayer(nn.Module):
         Returns:
             (B, S, C).
         """
-        attended = self.self_attn(pixels + position, pixels, centers, shapes)
-        pixels = self.norm1(pixels + self._drop(attended))
+        sampled = self.self_attn.sample(pixels + position, pixels, centers, shapes)
+        if torch.is_grad_enabled() or pixels.device.type != "cpu" or torch.compiler.is_compiling():
+            return self._rest(pixels, sampled)
+        # Each step reads what the one before left in the processor's cache.
+        blocks = zip(pixels.flatten(0, 1).split(BLOCK_ROWS), sampled.flatten(0, 1).split(BLOCK_ROWS), strict=True)
+        return torch.cat([self._rest(*block) for block in blocks]).view_as(pixels)
+
+    def _rest(self, pixels: Tensor, sampled: Tensor) -> Tensor:
+        """What follows on sampling, and looks at each pixel alone: both (..., C)."""
+        pixels = self.norm1(pixels + self._drop(self.self_attn.output_proj(sampled)))
         hidden = self._drop(F.relu(self.linear1(pixels), inplace=True))
         return self.norm2(pixels + self._drop(self.linear2(hidden)))
 
@@ -227,6 +237,10 @@ class MSDeformAttn(nn.Module):
             self.sampling_offsets.bias.copy_(steps.reshape(-1))
 
     def forward(self, queries: Tensor, pixels: Tensor, centers: Tensor, shapes: Shapes) -> Tensor:
+        """See `sample`; its result, projected: (B, Q, C)."""
+        return self.output_proj(self.sample(queries, pixels, centers, shapes))
+
+    def sample(self, queries: Tensor, pixels: Tensor, centers: Tensor, shapes: Shapes) -> Tensor:
         """
         Args:
             queries: (B, Q, C).
@@ -243,7 +257,7 @@ class MSDeformAttn(nn.Module):
         weight = torch.cat([self.sampling_offsets.weight, self.attention_weights.weight])
         bias = torch.cat([self.sampling_offsets.bias, self.attention_weights.bias])
         projected = F.linear(queries, weight, bias)
-        return self.output_proj(ms_deform_attn_projected(value, shapes, centers, projected))
+        return ms_deform_attn_projected(value, shapes, centers, projected)
 
 
 @cached_per_shape()
