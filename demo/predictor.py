@@ -11,6 +11,7 @@ from detectron2.utils.video_visualizer import VideoVisualizer
 from detectron2.utils.visualizer import ColorMode, VisImage, Visualizer
 
 from mask2former.checkpoint import Mask2FormerCheckpointer
+from mask2former.setup_config import report_settings_without_effect
 
 # What a model may give, the richest first: name of the task, key among the predictions.
 RESULTS = {"panoptic": "panoptic_seg", "instance": "instances", "semantic": "sem_seg"}
@@ -36,6 +37,7 @@ class VisualizationDemo:
         confidence_threshold: float | None = None,
         instance_mode: ColorMode = ColorMode.IMAGE,
     ) -> None:
+        report_settings_without_effect(cfg)
         self.metadata = MetadataCatalog.get(next(iter(cfg.DATASETS.TEST), "__unused"))
         self.task = task
         self.confidence_threshold = confidence_threshold

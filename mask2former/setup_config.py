@@ -90,6 +90,14 @@ def _maskformer(cfg: CfgNode) -> bool:
 _OTHER_MODEL = "it belongs to another model; classes are MODEL.SEM_SEG_HEAD.NUM_CLASSES, queries MODEL.MASK_FORMER.*."
 _LSJ = "the coco_*_lsj mappers go by INPUT.IMAGE_SIZE, MIN_SCALE and MAX_SCALE."
 
+# Part of every published config and never read, there or here: published weights have what they were trained with.
+WITHOUT_EFFECT = {
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS": "the pixel decoder samples 4 points, as published.",
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS": (
+        "the pixel decoder has MODEL.MASK_FORMER.NHEADS heads, as published."
+    ),
+}
+
 # Key or section, when it is idle, and what to do instead.
 _IDLE: list[tuple[str, Callable[[CfgNode], bool], str]] = [
     *(
@@ -108,16 +116,7 @@ _IDLE: list[tuple[str, Callable[[CfgNode], bool], str]] = [
             "PROPOSAL_GENERATOR",
         )
     ),
-    (
-        "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS",
-        _maskformer,
-        "the pixel decoder samples 4 points, as published.",
-    ),
-    (
-        "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS",
-        _maskformer,
-        "the pixel decoder has MODEL.MASK_FORMER.NHEADS heads, as published.",
-    ),
+    *((key, lambda cfg: True, reason) for key, reason in WITHOUT_EFFECT.items()),
     ("MODEL.MASK_FORMER.ENC_LAYERS", _multi_scale, "only StandardTransformerDecoder has an encoder."),
     (
         "MODEL.MASK_FORMER.DROPOUT",

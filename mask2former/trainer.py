@@ -29,20 +29,9 @@ from mask2former.data.loader import RunPosition, build_train_loader, seed_random
 from mask2former.data.mappers import build_mapper
 from mask2former.evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator, InstanceSegEvaluator
 from mask2former.optimizer import build_optimizer, gradient_norm
+from mask2former.setup_config import report_settings_without_effect, runnable_here
 
 logger = logging.getLogger(__name__)
-
-
-def runnable_here(cfg: CfgNode) -> CfgNode:
-    """The config itself, or without CUDA a copy that runs on the CPU; says so in one line."""
-    if not str(cfg.MODEL.DEVICE).startswith("cuda") or torch.cuda.is_available():
-        return cfg
-    logger.warning("MODEL.DEVICE is %s, but there is no CUDA device: running on the CPU.", cfg.MODEL.DEVICE)
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.freeze()
-    return cfg
 
 
 def cpu_has_bfloat16() -> bool:
@@ -91,6 +80,7 @@ class Trainer(DefaultTrainer):
                 f"MODEL.META_ARCHITECTURE is '{name}', which is not registered: start from a config in configs/ "
                 "(they say MaskFormer), or import the module that registers it."
             )
+        report_settings_without_effect(cfg)
         model = build_model(cfg)
         _log_model(cfg, model)
         return model

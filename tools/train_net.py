@@ -21,7 +21,8 @@ from torch.multiprocessing import ProcessExitedException
 
 from mask2former import add_maskformer2_config
 from mask2former.checkpoint import Mask2FormerCheckpointer
-from mask2former.trainer import Trainer, runnable_here
+from mask2former.setup_config import runnable_here
+from mask2former.trainer import Trainer
 from mask2former.user_errors import told_in_one_message
 
 
