@@ -66,31 +66,34 @@ class Case:
     options: tuple = ()
     sizes: tuple = ((65, 97), (96, 70))  # of the images: none a multiple of 32, no two alike
     objects: tuple = (5, 3)
+    # Chosen such that nothing hangs on rounding: no resized mask logit is within 1e-4 of the attention mask's threshold,
+    # and no two candidates for the uncertain points are as alike.
+    seed: int = 0
 
 
 CASES = {
-    "coco_panoptic_r50": Case("coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"),
+    "coco_panoptic_r50": Case("coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml", seed=10),
     "coco_panoptic_swin_small": Case("coco/panoptic-segmentation/swin/maskformer2_swin_small_bs16_50ep.yaml"),
     "coco_instance_swin_tiny": Case(
         "coco/instance-segmentation/swin/maskformer2_swin_tiny_bs16_50ep.yaml", objects=(0, 4)
     ),
-    "coco_instance_r101": Case("coco/instance-segmentation/maskformer2_R101_bs16_50ep.yaml"),
+    "coco_instance_r101": Case("coco/instance-segmentation/maskformer2_R101_bs16_50ep.yaml", seed=50),
     "ade20k_semantic_swin_base": Case(
-        "ade20k/semantic-segmentation/swin/maskformer2_swin_base_IN21k_384_bs16_160k_res640.yaml"
+        "ade20k/semantic-segmentation/swin/maskformer2_swin_base_IN21k_384_bs16_160k_res640.yaml", seed=20
     ),
-    "ade20k_panoptic_r50": Case("ade20k/panoptic-segmentation/maskformer2_R50_bs16_160k.yaml"),
+    "ade20k_panoptic_r50": Case("ade20k/panoptic-segmentation/maskformer2_R50_bs16_160k.yaml", seed=10),
     "ade20k_instance_swin_large": Case(
-        "ade20k/instance-segmentation/swin/maskformer2_swin_large_IN21k_384_bs16_160k.yaml"
+        "ade20k/instance-segmentation/swin/maskformer2_swin_large_IN21k_384_bs16_160k.yaml", seed=20
     ),
-    "cityscapes_panoptic_r101": Case("cityscapes/panoptic-segmentation/maskformer2_R101_bs16_90k.yaml"),
-    "cityscapes_instance_r50": Case("cityscapes/instance-segmentation/maskformer2_R50_bs16_90k.yaml"),
+    "cityscapes_panoptic_r101": Case("cityscapes/panoptic-segmentation/maskformer2_R101_bs16_90k.yaml", seed=50),
+    "cityscapes_instance_r50": Case("cityscapes/instance-segmentation/maskformer2_R50_bs16_90k.yaml", seed=10),
     "cityscapes_semantic_swin_tiny": Case("cityscapes/semantic-segmentation/swin/maskformer2_swin_tiny_bs16_90k.yaml"),
-    "mapillary_semantic_r50": Case("mapillary-vistas/semantic-segmentation/maskformer2_R50_bs16_300k.yaml"),
+    "mapillary_semantic_r50": Case("mapillary-vistas/semantic-segmentation/maskformer2_R50_bs16_300k.yaml", seed=20),
     "mapillary_panoptic_swin_large": Case(
-        "mapillary-vistas/panoptic-segmentation/swin/maskformer2_swin_large_IN21k_384_bs16_300k.yaml"
+        "mapillary-vistas/panoptic-segmentation/swin/maskformer2_swin_large_IN21k_384_bs16_300k.yaml", seed=20
     ),
     "maskformer_semantic_r50": Case(
-        "ade20k/semantic-segmentation/maskformer2_R50_bs16_160k.yaml", options=tuple(MASKFORMER)
+        "ade20k/semantic-segmentation/maskformer2_R50_bs16_160k.yaml", options=tuple(MASKFORMER), seed=10
     ),
     "maskformer_encoder_panoptic_r50": Case(
         "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml",
@@ -132,7 +135,7 @@ def built(cfg: CfgNode) -> nn.Module:
 def samples(case: Case, num_classes: int) -> list[dict[str, Any]]:
     """Images with targets; results are wanted at another size than the image's."""
     batch = []
-    for seed, ((height, width), count) in enumerate(zip(case.sizes, case.objects, strict=True)):
+    for seed, ((height, width), count) in enumerate(zip(case.sizes, case.objects, strict=True), start=case.seed):
         rng = np.random.RandomState(seed + 1)
         yy, xx = np.mgrid[0:height, 0:width]
         masks = np.zeros((count, height, width), dtype=bool)
@@ -199,10 +202,19 @@ def predicted(model: nn.Module, batch: list[dict[str, Any]]) -> dict[str, np.nda
     return arrays
 
 
+def in_training(model: nn.Module) -> nn.Module:
+    """Training mode, but for batch norms: the statistics of so few pixels magnify rounding a thousandfold."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    return model
+
+
 def trained(model: nn.Module, batch: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     """Losses and the gradients of their sum."""
     with shared_random_numbers():
-        losses = model.train()([{key: x[key] for key in ("image", "instances")} for x in batch])
+        losses = in_training(model)([{key: x[key] for key in ("image", "instances")} for x in batch])
     model.zero_grad()
     sum(losses.values()).backward()
     arrays = {f"loss/{name}": loss.detach().numpy() for name, loss in losses.items()}
