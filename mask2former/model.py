@@ -19,6 +19,7 @@ from .inference import Frame, instance_inference, panoptic_inference, semantic_i
 from .modeling.criterion import SetCriterion
 from .modeling.folding import fold_norms
 from .modeling.matcher import HungarianMatcher
+from .modeling.settings import check_names
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ class MaskFormer(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         mask_former, test = cfg.MODEL.MASK_FORMER, cfg.MODEL.MASK_FORMER.TEST
+        check_names(cfg)
         backbone = build_backbone(cfg)
         sem_seg_head = build_sem_seg_head(cfg, backbone.output_shape())
         return {

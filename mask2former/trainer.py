@@ -28,6 +28,7 @@ from mask2former.checkpoint import Mask2FormerCheckpointer
 from mask2former.data.loader import RunPosition, build_train_loader, seed_random
 from mask2former.data.mappers import build_mapper
 from mask2former.evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator, InstanceSegEvaluator
+from mask2former.modeling.settings import check_names, registered
 from mask2former.optimizer import build_optimizer, gradient_norm
 from mask2former.setup_config import report_settings_without_effect, runnable_here
 
@@ -72,14 +73,10 @@ class Trainer(DefaultTrainer):
         """The model of MODEL.META_ARCHITECTURE.
 
         Raises:
-            ValueError: there is no such model.
+            ValueError: there is no such model, or one of its parts.
         """
-        name = cfg.MODEL.META_ARCHITECTURE
-        if name not in META_ARCH_REGISTRY:
-            raise ValueError(
-                f"MODEL.META_ARCHITECTURE is '{name}', which is not registered: start from a config in configs/ "
-                "(they say MaskFormer), or import the module that registers it."
-            )
+        registered(META_ARCH_REGISTRY, "MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE)
+        check_names(cfg)
         report_settings_without_effect(cfg)
         model = build_model(cfg)
         _log_model(cfg, model)

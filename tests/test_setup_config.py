@@ -43,7 +43,11 @@ def test_what_acts_is_not_named():
     assert settings_without_effect(load_config(R50, options)) == []
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/**/*.yaml")), ids=lambda path: path.stem)
+COMPLETE = [  # what stands for a run, not what others are based on
+    path for path in sorted(CONFIGS.glob("*/**/*.yaml")) if path.parent.name != "backbones" and "Base-" not in path.name
+]
+
+
+@pytest.mark.parametrize("path", COMPLETE, ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_no_config_of_ours_sets_what_does_nothing(path):
-    if path.parent.name != "backbones":
-        assert settings_without_effect(load_config(path, ["MODEL.DEVICE", "cpu"])) == []
+    assert settings_without_effect(load_config(path, ["MODEL.DEVICE", "cpu"])) == []

@@ -159,7 +159,15 @@ def _pop_annotations(dataset_dict: dict[str, Any], mapper: _TrainingMapper) -> l
             f"{type(mapper).__name__} needs instance 'annotations' in the dataset dict of {dataset_dict['file_name']}: "
             "is INPUT.DATASET_MAPPER_NAME the mapper for this dataset's task?"
         )
-    return dataset_dict.pop("annotations")
+    annotations = dataset_dict.pop("annotations")
+    for number, annotation in enumerate(annotations):
+        polygons = annotation.get("segmentation")
+        if isinstance(polygons, list) and not all(np.isfinite(polygon).all() for polygon in polygons):
+            raise ValueError(
+                f"{dataset_dict['file_name']}: a polygon of annotation {annotation.get('id', number)} has a coordinate "
+                "that is NaN or infinite: correct or remove the annotation."
+            )
+    return annotations
 
 
 def _annotation_masks(

@@ -99,7 +99,7 @@ def test_semantic_refuses_instance_annotations(image):
 
 
 def test_label_maps_are_resized_by_the_floor_rule_and_panoptic_maps_by_pixel_centres(tmp_path):
-    """detectron2 resizes uint8 with Pillow and all else with torch; published targets rest on that (contract 5.1, 2)."""
+    """detectron2 resizes uint8 with Pillow and all else with torch; published targets rest on that (5.1, 2)."""
     row = np.tile(np.arange(10, dtype=np.uint8), (10, 1))
     file = save(tmp_path / "image.png", np.zeros((10, 10, 3), dtype=np.uint8))
     record = {
@@ -219,3 +219,14 @@ def test_a_flip_moves_image_and_mask_together(image):
 def test_mappers_refuse_testing():
     with pytest.raises(ValueError, match="DatasetMapper for testing"):
         MaskFormerInstanceDatasetMapper(False, augmentations=[], image_format="RGB", size_divisibility=-1)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("mapper", [MaskFormerInstanceDatasetMapper, COCOInstanceNewBaselineDatasetMapper])
+def test_a_polygon_that_is_not_finite_names_the_file(image, mapper, value):
+    named = {"tfm_gens": []} if mapper is COCOInstanceNewBaselineDatasetMapper else {"augmentations": []}
+    size = {} if mapper is COCOInstanceNewBaselineDatasetMapper else {"size_divisibility": -1}
+    polygon = [0, 0, value, 0, 4, 4]
+    annotation = {"bbox": [0, 0, 4, 4], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "segmentation": [polygon]}
+    with pytest.raises(ValueError, match=r"image\.png: a polygon of annotation 17 .* NaN or infinite"):
+        mapper(True, image_format="RGB", **named, **size)({**image, "annotations": [{**annotation, "id": 17}]})

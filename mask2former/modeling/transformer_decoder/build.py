@@ -4,6 +4,8 @@ from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 from torch import nn
 
+from ..settings import check_query_width, registered
+
 TRANSFORMER_DECODER_REGISTRY = Registry("TRANSFORMER_MODULE")
 TRANSFORMER_DECODER_REGISTRY.__doc__ = """Decoders by name: `Decoder(cfg, in_channels, mask_classification)`."""
 
@@ -16,7 +18,9 @@ def build_transformer_decoder(cfg: CfgNode, in_channels: int, mask_classificatio
         mask_classification: False: no class logits, one mask per class (the per-pixel baseline).
 
     Raises:
-        KeyError: no decoder of that name is registered.
+        ValueError: no decoder of that name is registered, or HIDDEN_DIM cannot be divided as it needs to be.
     """
-    decoder = TRANSFORMER_DECODER_REGISTRY.get(cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME)
+    key, name = "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME", cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME
+    decoder = registered(TRANSFORMER_DECODER_REGISTRY, key, name)
+    check_query_width(cfg)
     return decoder(cfg, in_channels, mask_classification)
