@@ -1,24 +1,33 @@
 """Logits to semantic, instance and panoptic results.
 
 Mask logits are small (a quarter of the input), results are large. So results are made in blocks of rows that stay in
-the processor's cache, and only of queries that are kept: nothing of size Q x H x W in float32 ever exists.
+the processor's cache, and only of queries that are kept: nothing of size Q x H x W in float32 ever exists. On a CPU
+with Numba the steps of a block are fused (`result_kernels`); elsewhere they are PyTorch operations.
 
 Q queries, K classes, N kept queries, h w size of the mask logits, H W size of the result.
 """
 
+import functools
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .modeling.ops.deform_attn import choose_backend
+
 # Gives rows start to stop of some (N, H, W) tensor that is never held whole: (N, stop - start, W).
 Rows = Callable[[int, int], Tensor]
 Size = tuple[int, int]
 
 # Bytes of one block of float32 rows: about a processor's cache, or enough to keep a GPU busy.
-_BLOCK_BYTES = {"cpu": 4 << 20}
+_BLOCK_BYTES = {
+    "cpu": 4 << 20,
+    # Semantic scores on a CPU: a block is one matrix product, and resizing reads two rows more than a block has.
+    "scores": 32 << 20,
+}
 _BLOCK_BYTES_GPU = 256 << 20
 
 
@@ -53,27 +62,33 @@ def semantic_inference(
     Returns:
         (K, H, W) float32 scores, or (H, W) int64 classes.
     """
-    class_probs = class_logits.float().softmax(-1)[:, :-1].T  # (K, Q)
+    class_probs = class_logits.float().softmax(-1)[:, :-1].T.contiguous()  # (K, Q)
+    device = mask_logits.device
 
-    def combined(masks: Rows) -> Rows:
+    def combined(probs: Rows) -> Rows:
         def rows(start: int, stop: int) -> Tensor:
-            probs = masks(start, stop).sigmoid()
-            return (class_probs @ probs.flatten(1)).unflatten(1, probs.shape[1:])
+            block = probs(start, stop)
+            return (class_probs @ block.flatten(1)).unflatten(1, block.shape[1:])
 
         return rows
 
-    masks = image_rows(mask_logits, frame)
     if resize_masks:
-        scores = combined(resized_rows(masks, frame.image, frame.output))
+        scores = combined(prob_rows(mask_logits, frame))
     else:
-        scores = resized_rows(combined(masks), frame.image, frame.output)
+        at_image_size = combined(prob_rows(mask_logits, frame._replace(output=frame.image)))
+        scores = resized_rows(at_image_size, frame.image, frame.output)
     if label_map:
-        result = torch.empty(frame.output, dtype=torch.int64, device=mask_logits.device)
+        result = torch.empty(frame.output, dtype=torch.int64, device=device)
     else:
-        result = torch.empty(len(class_probs), *frame.output, device=mask_logits.device)
-    for start, stop in blocks(max(class_probs.shape), frame.output, mask_logits.device):
+        result = torch.empty(len(class_probs), *frame.output, device=device)
+    for start, stop in blocks(max(class_probs.shape), frame.output, device, score_bytes=True):
         block = scores(start, stop)
-        result[..., start:stop, :] = block.argmax(0) if label_map else block
+        if not label_map:
+            result[:, start:stop] = block
+        elif kernels := _kernels(device):
+            kernels.best(block.flatten(1), result[start:stop])
+        else:
+            result[start:stop] = block.argmax(0)
     return result
 
 
@@ -97,15 +112,33 @@ def instance_inference(
         keep = torch.isin(labels, torch.tensor(classes, dtype=labels.dtype, device=labels.device))
         scores, queries, labels = scores[keep], queries[keep], labels[keep]
     distinct, row = queries.unique(return_inverse=True)  # one query may come with several classes
-    source = resized_rows(image_rows(mask_logits[distinct], frame), frame.image, frame.output)
+    masks = torch.empty(len(row), *frame.output, dtype=torch.bool, device=mask_logits.device)
+    area, certainty, boxes = _fill_masks(mask_logits[distinct], frame, row, masks)
+    return InstanceResult(masks, boxes[row], scores * (certainty / (area + 1e-6))[row], labels)
+
+
+def _fill_masks(mask_logits: Tensor, frame: Frame, row: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Masks of the distinct queries (N, h, w), written to where `row` has the query's number.
+
+    Returns:
+        area (N), sum of the probabilities inside (N), boxes (N, 4).
+    """
     height, width = frame.output
-    device = mask_logits.device
-    masks = torch.empty(len(row), height, width, dtype=torch.bool, device=device)
-    area = torch.zeros(len(distinct), device=device)
-    certainty = torch.zeros(len(distinct), device=device)
-    rows_hit = torch.zeros(len(distinct), height, dtype=torch.bool, device=device)
-    columns_hit = torch.zeros(len(distinct), width, dtype=torch.bool, device=device)
-    for start, stop in blocks(len(distinct), frame.output, device):
+    distinct, device = len(mask_logits), mask_logits.device
+    if (kernels := _kernels(device)) and distinct:
+        numbers = row.tolist()
+        slots = [numbers.index(n) for n in range(distinct)]
+        filled = kernels.instances(kernels.Resize(mask_logits, *frame), masks, slots)
+        for slot, n in enumerate(numbers):
+            if slots[n] != slot:
+                masks[slot] = masks[slots[n]]
+        return filled
+    source = resized_rows(image_rows(mask_logits, frame), frame.image, frame.output)
+    area = torch.zeros(distinct, device=device)
+    certainty = torch.zeros(distinct, device=device)
+    rows_hit = torch.zeros(distinct, height, dtype=torch.bool, device=device)
+    columns_hit = torch.zeros(distinct, width, dtype=torch.bool, device=device)
+    for start, stop in blocks(distinct, frame.output, device):
         logits = source(start, stop)
         inside = logits > 0
         masks[:, start:stop] = inside[row]
@@ -113,8 +146,7 @@ def instance_inference(
         certainty += (logits.sigmoid() * inside).sum((1, 2))
         rows_hit[:, start:stop] = inside.any(2)
         columns_hit |= inside.any(1)
-    boxes = _boxes(rows_hit, columns_hit)
-    return InstanceResult(masks, boxes[row], scores * (certainty / (area + 1e-6))[row], labels)
+    return area, certainty, _boxes(rows_hit, columns_hit)
 
 
 def panoptic_inference(
@@ -145,11 +177,32 @@ def panoptic_inference(
     device, count = mask_logits.device, len(keep)
     if not count:
         return torch.zeros(frame.output, dtype=torch.int32, device=device), []
-    source = resized_rows(image_rows(mask_logits[keep], frame), frame.image, frame.output)
-    owner = torch.empty(frame.output, dtype=torch.int32, device=device)  # `count`: nobody
-    own_area = torch.zeros(count, dtype=torch.int64, device=device)  # of the query's mask
-    won_area = torch.zeros_like(own_area)  # of the pixels it claims most
-    final_area = torch.zeros_like(own_area)  # of both
+    owner, own_area, won_area, final_area = _claims(mask_logits[keep], scores, frame)
+    enough = (own_area > 0) & (final_area > 0) & (won_area / own_area >= overlap_threshold)
+    ids, segments = _segments(enough.tolist(), labels.tolist(), scores.tolist(), things)
+    lookup = torch.tensor([*ids, 0], dtype=torch.int32, device=device)
+    return lookup.index_select(0, owner.flatten()).view(frame.output), segments
+
+
+def _claims(mask_logits: Tensor, scores: Tensor, frame: Frame) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Give each pixel to the query with the largest product of mask probability and score.
+
+    Args:
+        mask_logits: (N, h, w).
+        scores: (N).
+
+    Returns:
+        (H, W) int32 owner, N for nobody; and three areas (N) int64: of the query's mask, of the pixels it claims
+        most, and of both.
+    """
+    device, count = mask_logits.device, len(scores)
+    if kernels := _kernels(device):
+        return kernels.claims(kernels.Resize(mask_logits, *frame), scores)
+    source = resized_rows(image_rows(mask_logits, frame), frame.image, frame.output)
+    owner = torch.empty(frame.output, dtype=torch.int32, device=device)
+    own_area = torch.zeros(count, dtype=torch.int64, device=device)
+    won_area = torch.zeros_like(own_area)
+    final_area = torch.zeros_like(own_area)
     for start, stop in blocks(count, frame.output, device):
         probs = source(start, stop).sigmoid()
         winner = (probs * scores[:, None, None]).argmax(0)
@@ -158,10 +211,7 @@ def panoptic_inference(
         won_area += winner.flatten().bincount(minlength=count)
         final_area += winner[inside].bincount(minlength=count)
         owner[start:stop] = winner.where(inside, count)
-    enough = (own_area > 0) & (final_area > 0) & (won_area / own_area >= overlap_threshold)
-    ids, segments = _segments(enough.tolist(), labels.tolist(), scores.tolist(), things)
-    lookup = torch.tensor([*ids, 0], dtype=torch.int32, device=device)
-    return lookup.index_select(0, owner.flatten()).view(frame.output), segments
+    return owner, own_area, won_area, final_area
 
 
 def _segments(
@@ -182,15 +232,32 @@ def _segments(
     return ids, segments
 
 
-def blocks(count: int, size: Size, device: torch.device) -> Iterator[tuple[int, int]]:
+def blocks(count: int, size: Size, device: torch.device, *, score_bytes: bool = False) -> Iterator[tuple[int, int]]:
     """Ranges of rows whose `count` float32 maps fit the block size; at least one row. None without maps."""
     if not count:
         return
     height, width = size
-    budget = _BLOCK_BYTES.get(device.type, _BLOCK_BYTES_GPU)
+    budget = _BLOCK_BYTES.get("scores" if score_bytes and device.type == "cpu" else device.type, _BLOCK_BYTES_GPU)
     step = min(height, max(1, budget // (4 * width * count)))
     for start in range(0, height, step):
         yield start, min(start + step, height)
+
+
+def _kernels(device: torch.device) -> ModuleType | None:
+    """Fused kernels for this device, imported at the first call; None where PyTorch does it."""
+    if torch.compiler.is_compiling() or choose_backend(device.type, torch.float32) != "numba":
+        return None
+    from . import result_kernels
+
+    return result_kernels
+
+
+def prob_rows(mask_logits: Tensor, frame: Frame) -> Rows:
+    """(N, h, w) mask logits, resized to the output, and squashed to probabilities."""
+    if kernels := _kernels(mask_logits.device):
+        return functools.partial(kernels.resized, kernels.Resize(mask_logits, *frame), sigmoid=True)
+    logits = resized_rows(image_rows(mask_logits, frame), frame.image, frame.output)
+    return lambda start, stop: logits(start, stop).sigmoid()
 
 
 def image_rows(mask_logits: Tensor, frame: Frame) -> Rows:

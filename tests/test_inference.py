@@ -23,10 +23,14 @@ FRAMES = {
 }
 
 
-@pytest.fixture(params=[1, 4 << 20], ids=["row by row", "at once"], autouse=True)
+@pytest.fixture(params=[1, 4 << 20, "kernels"], ids=["row by row", "at once", "kernels"], autouse=True)
 def block_bytes(request, monkeypatch):
-    """Every test runs with the smallest blocks and with one block."""
-    monkeypatch.setitem(inference._BLOCK_BYTES, "cpu", request.param)
+    """Every test runs with the smallest blocks, with one block, and with the fused kernels."""
+    kernels = request.param == "kernels"
+    monkeypatch.setenv("MASK2FORMER_DEFORM_ATTN", "numba" if kernels else "reference")
+    if not kernels:
+        monkeypatch.setitem(inference._BLOCK_BYTES, "cpu", request.param)
+        monkeypatch.setitem(inference._BLOCK_BYTES, "scores", request.param)
 
 
 def _logits(queries=9, classes=4):

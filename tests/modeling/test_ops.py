@@ -274,5 +274,5 @@ def test_without_a_folder_for_compiled_code_it_compiles_each_time_and_says_so(mo
 
     monkeypatch.setattr(numba_kernels, "njit", njit)
     with caplog.at_level("WARNING"):
-        assert numba_kernels._compiled(loop) is loop
+        assert numba_kernels.compiled(loop) is loop
     assert "NUMBA_CACHE_DIR" in caplog.text

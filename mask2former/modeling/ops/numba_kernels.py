@@ -32,20 +32,20 @@ WORK_PER_THREAD = 50_000
 Shapes = Sequence[tuple[int, int]]
 
 # No nnan, no ninf: a NaN must come out as NaN.
-_OPTIONS = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
+OPTIONS = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
 _F = np.float32
 _ZERO, _HALF, _ONE = _F(0), _F(0.5), _F(1)
 
 
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
+def compiled(function: Callable[..., None]) -> Callable[..., None]:
     """Compiled at its first call, and kept on disk where some folder can be written to."""
     try:
-        return njit(cache=True, **_OPTIONS)(function)
+        return njit(cache=True, **OPTIONS)(function)
     except RuntimeError:
         logger.warning(
             "no folder to keep compiled code in (NUMBA_CACHE_DIR names one): compiling takes seconds each run"
         )
-        return njit(**_OPTIONS)(function)
+        return njit(**OPTIONS)(function)
 
 
 def forward(value: Tensor, shapes: Shapes, points: Tensor, weights: Tensor | None, reference: Tensor | None) -> Tensor:
@@ -65,7 +65,7 @@ def forward(value: Tensor, shapes: Shapes, points: Tensor, weights: Tensor | Non
     queries = points.shape[1]
     out = torch.empty(batch, queries, heads * channels)
     arguments = _arguments(value, shapes, points, weights, reference)
-    _in_threads(_forward, batch * heads * -(-queries // BLOCK), points.numel(), (*arguments, out.numpy()))
+    in_threads(_forward, batch * heads * -(-queries // BLOCK), points.numel(), (*arguments, out.numpy()))
     return out
 
 
@@ -82,7 +82,7 @@ def backward(
     grad_inputs = torch.empty(*points.shape[:2], columns)
     arguments = _arguments(value, shapes, points, weights, reference)
     outputs = (_array(grad), grad_value.numpy(), grad_inputs.numpy())
-    _in_threads(_backward, value.shape[0] * value.shape[2], points.numel(), (*arguments, *outputs))
+    in_threads(_backward, value.shape[0] * value.shape[2], points.numel(), (*arguments, *outputs))
     return grad_value, grad_inputs
 
 
@@ -103,7 +103,7 @@ def _array(x: Tensor) -> np.ndarray:
     return x.detach().to(torch.float32).contiguous().numpy()
 
 
-def _in_threads(kernel: Callable[..., None], items: int, work: int, arguments: tuple) -> None:
+def in_threads(kernel: Callable[..., None], items: int, work: int, arguments: tuple) -> None:
     """Call kernel(first, last, *arguments) on equal parts of range(items)."""
     threads = min(torch.get_num_threads(), items, max(1, work // WORK_PER_THREAD))
     if threads < 2:
@@ -123,7 +123,7 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="deform_attn")
 
 
-@_compiled
+@compiled
 def _forward(first, last, value, levels, points, weights, column, reference, fused, out):
     """Items are (image, head, block of queries); one head after another, its part of the values stays in the cache."""
     _, pixels, heads, channels = value.shape
@@ -155,7 +155,7 @@ def _forward(first, last, value, levels, points, weights, column, reference, fus
             )
 
 
-@_compiled
+@compiled
 def _backward(first, last, value, levels, points, weights, column, reference, fused, grad, grad_value, grad_inputs):
     """Items are (image, head): each owns its slice of every gradient."""
     _, pixels, heads, channels = value.shape
@@ -194,7 +194,7 @@ def _backward(first, last, value, levels, points, weights, column, reference, fu
             _store(levels, attention, dots, fused, image, head, heads, start, length, count, grad_inputs)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _tile(levels, count):
     """Height, width and first row of the level of every point of a block."""
     per_level = count // levels.shape[0]
@@ -206,7 +206,7 @@ def _tile(levels, count):
     return grid
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _place(grid, points, weights, column, reference, fused, image, head, start, length, count, place, attention):
     """Points in pixels of their level, pixel centres on whole numbers; and the weights, or logits, as they are."""
     x, y, height, width = place[0], place[1], grid[0], grid[1]
@@ -229,7 +229,7 @@ def _place(grid, points, weights, column, reference, fused, image, head, start, 
             y[p] = y[p] * _F(height[p]) - _HALF
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _softmax(x, length, count, scratch):
     """Softmax over each `count` neighbours, in place. The exponential is Cephes' expf: libm's would not vectorise."""
     power = scratch.view(np.float32)
@@ -263,7 +263,7 @@ def _softmax(x, length, count, scratch):
             row[p] *= total
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _axis(x, size):
     """Both neighbours of x on one axis, clamped into the level; whether they were inside; x minus the lower one."""
     inside = min(max(x, _F(-2)), _F(size) + _ONE)  # so that the conversion to an integer is defined
@@ -277,7 +277,7 @@ def _axis(x, size):
     return low, high, has_low, has_high, inside - floor + _ZERO * x
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _corners(grid, place, attention, total, index, weight):
     """Rows of `value` that surround each point, and what each contributes."""
     # Rows of matrices by number: unpacked (`a, b = matrix`) they lose their layout, and LLVM does not vectorise.
@@ -300,7 +300,7 @@ def _corners(grid, place, attention, total, index, weight):
         weight_3[p] = lower * after
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _slopes(grid, place, attention, total, dots):
     """Turn the corners' products with the output gradient, in place, into d/dx, d/dy and d/dweight of each point."""
     height, width, xs, ys = grid[0], grid[1], place[0], place[1]
@@ -316,7 +316,7 @@ def _slopes(grid, place, attention, total, dots):
         dots_2[p] = upper + (lower - upper) * y
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _store(levels, attention, slopes, fused, image, head, heads, start, length, count, grad_inputs):
     """Carry the points' gradients back through the pixel scale, or the softmax, to the inputs."""
     per_level = count // levels.shape[0]
