@@ -4,7 +4,8 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_backbone
-from detectron2.projects.deeplab import WarmupPolyLR, add_deeplab_config, build_lr_scheduler
+from detectron2.projects.deeplab import add_deeplab_config, build_lr_scheduler
+from detectron2.projects.deeplab.lr_scheduler import WarmupPolyLR
 
 
 def _cfg(**solver):

@@ -15,8 +15,8 @@ from detectron2.modeling import (
     build_backbone,
     build_model,
     build_sem_seg_head,
-    sem_seg_postprocess,
 )
+from detectron2.modeling.postprocessing import sem_seg_postprocess
 from torch import nn
 
 

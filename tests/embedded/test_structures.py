@@ -13,11 +13,11 @@ from detectron2.structures import (
     ImageList,
     Instances,
     PolygonMasks,
-    pairwise_intersection,
     pairwise_ioa,
     pairwise_iou,
     polygons_to_bitmask,
 )
+from detectron2.structures.boxes import pairwise_intersection
 
 SQUARE = np.array([1.0, 1, 4, 1, 4, 4, 1, 4])
 
