@@ -114,6 +114,9 @@ _IDLE: list[tuple[str, Callable[[CfgNode], bool], str]] = [
             "PANOPTIC_FPN",
             "ANCHOR_GENERATOR",
             "PROPOSAL_GENERATOR",
+            "MASK_ON",
+            "KEYPOINT_ON",
+            "LOAD_PROPOSALS",
         )
     ),
     *((key, lambda cfg: True, reason) for key, reason in WITHOUT_EFFECT.items()),

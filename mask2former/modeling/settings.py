@@ -20,8 +20,8 @@ def registered(registry: Registry, key: str, name: str, is_meant: Callable[[Any]
     if name not in registry:
         choices = ", ".join(sorted(choice for choice, part in registry if is_meant(part)))
         raise ValueError(
-            f"{key} is {name!r}, which is not registered. Registered are: {choices}. Take the name from a file in configs/, or "
-            "import the module that registers it."
+            f"{key} is {name!r}, which is not registered. Registered are: {choices}. Take the name from "
+            "a file in configs/, or import the module that registers it."
         )
     return registry.get(name)
 

@@ -240,7 +240,7 @@ def test_what_a_config_can_get_wrong():
         build_pixel_decoder(config(COMMON_STRIDE=16), SHAPES)
     cfg = config()
     cfg.MODEL.MASK_FORMER.NHEADS = 7
-    with pytest.raises(ValueError, match="7 heads of MODEL.MASK_FORMER.NHEADS"):
+    with pytest.raises(ValueError, match=r"7 heads of MODEL\.MASK_FORMER\.NHEADS"):
         build_pixel_decoder(cfg, SHAPES)
 
 

@@ -8,7 +8,7 @@ The published configs write their training sizes as
 import ast
 import operator
 from collections.abc import Callable, Iterable
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import yaml
 
@@ -16,6 +16,7 @@ MAX_LENGTH = 2000  # characters of an expression
 MAX_ITEMS = 10_000  # items of a list or range
 MAX_STEPS = 100_000  # nodes evaluated in one expression
 MAX_NUMBER = 10**15
+MAX_VALUES = 100_000  # of a file, aliases written out
 
 _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -157,7 +158,7 @@ def _construct_unknown(loader: _Loader, node: yaml.Node) -> Any:
     _refuse(node, f"{content[:200]!r}: only plain values, tuples and arithmetic are read from YAML")
 
 
-def _refuse(node: yaml.Node, reason: str) -> None:
+def _refuse(node: yaml.Node, reason: str) -> NoReturn:
     mark = node.start_mark
     tag = node.tag.replace("tag:yaml.org,2002:", "!!")
     raise ValueError(f"{mark.name}, line {mark.line + 1}: refused {tag} {reason}. Write the value itself instead.")
@@ -176,15 +177,36 @@ def load(stream: IO[str], name: str) -> Any:
         name: what errors call the file.
 
     Raises:
-        ValueError: a tag asks for an object or for code; the message has file, line and value.
+        ValueError: a tag asks for an object or for code, or aliases multiply; the message has file, line and value.
         yaml.YAMLError: the file is not YAML.
     """
     loader = _Loader(stream.read())
     loader.name = name
     try:
-        return loader.get_single_data()
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        _expanded_size(root, {})
+        return loader.construct_document(root)
     finally:
         loader.dispose()
+
+
+def _expanded_size(node: yaml.Node, known: dict[int, int | None]) -> int:
+    """Values in a node with every alias written out: a few lines of aliases of aliases can stand for billions."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    size = known.get(id(node), 0)
+    if size is None:
+        _refuse(node, "a value that contains itself")
+    if not size:
+        known[id(node)] = None  # until it is counted
+        parts = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
+        size = 1 + sum(_expanded_size(part, known) for part in parts)
+        if size > MAX_VALUES:
+            _refuse(node, f"aliases that stand for more than {MAX_VALUES} values")
+        known[id(node)] = size
+    return size
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> Iterable[str]:
