@@ -22,7 +22,7 @@ from detectron2.projects.deeplab import add_deeplab_config
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from mask2former import add_maskformer2_config
+from mask2former import SemanticSegmentorWithTTA, add_maskformer2_config
 
 ROOT = Path(__file__).parents[2]
 _spec = importlib.util.spec_from_file_location("fill", ROOT / "tests" / "golden" / "fill.py")
@@ -66,8 +66,8 @@ class Case:
     options: tuple = ()
     sizes: tuple = ((65, 97), (96, 70))  # of the images: none a multiple of 32, no two alike
     objects: tuple = (5, 3)
-    # Chosen such that nothing hangs on rounding: no resized mask logit is within 1e-4 of the attention mask's threshold,
-    # and no two candidates for the uncertain points are as alike.
+    # Chosen such that nothing hangs on rounding: no resized mask logit is near the attention mask's
+    # threshold, and no two candidates for the uncertain points are alike.
     seed: int = 0
 
 
@@ -103,7 +103,7 @@ CASES = {
             "TransformerEncoderPixelDecoder",
             "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE",
             "transformer_encoder",
-        ),  # fmt: skip
+        ),
     ),
 }
 
@@ -222,6 +222,15 @@ def trained(model: nn.Module, batch: list[dict[str, Any]]) -> dict[str, np.ndarr
         if parameter.grad is not None:
             arrays[f"gradient/{name}"] = parameter.grad.numpy()
     return arrays
+
+
+@torch.no_grad()
+def augmented(case: Case, cfg: CfgNode) -> dict[str, np.ndarray]:
+    """Semantic scores averaged over three sizes and their mirror images, one version at a time."""
+    cfg.TEST.AUG.MIN_SIZES, cfg.TEST.AUG.MAX_SIZE, cfg.TEST.AUG.FLIP = (48, 64, 97), 200, True
+    model = SemanticSegmentorWithTTA(cfg, built(cfg).eval(), batch_size=1)
+    batch = [{key: x[key] for key in ("image", "height", "width")} for x in samples(case, 19)]
+    return {f"semantic_augmented/{i}": result["sem_seg"].numpy() for i, result in enumerate(model(batch))}
 
 
 def answers(case: Case, cfg: CfgNode) -> dict[str, np.ndarray]:

@@ -77,6 +77,13 @@ def test_gradients(answers):
     assert max(differences.values()) < 0.03, differences
 
 
+def test_semantic_scores_of_augmented_images():
+    case = cases.CASES["cityscapes_semantic_swin_tiny"]
+    ours = digest.digest(cases.augmented(case, cases.config(case)))
+    for name, recorded in digest.load(RECORDED / "augmented.npz").items():
+        assert digest.difference(name, ours[name], recorded) < 1e-4
+
+
 @pytest.mark.parametrize("mapper", data_cases.MAPPERS)
 def test_mappers_under_fixed_random_states(mapper, tmp_path):
     """Images bit by bit, masks to the pixel, and as many random numbers drawn."""
