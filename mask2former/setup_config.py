@@ -144,7 +144,42 @@ _IDLE: list[tuple[str, Callable[[CfgNode], bool], str]] = [
         )
         for key in ("IMAGE_SIZE", "MIN_SCALE", "MAX_SCALE")
     ),
-    ("SOLVER.STEPS", lambda cfg: "Poly" in cfg.SOLVER.LR_SCHEDULER_NAME, "WarmupPolyLR has no steps."),
+    ("INPUT.RANDOM_FLIP", lambda cfg: not _jitter(cfg), "the mask_former_* mappers flip horizontally, as published."),
+    ("INPUT.MASK_FORMAT", _maskformer, "the mappers make bit masks of polygons and run lengths alike."),
+    ("MODEL.SEM_SEG_HEAD.LOSS_WEIGHT", _maskformer, "weights of the losses are MODEL.MASK_FORMER.*_WEIGHT."),
+    *(
+        (f"MODEL.SEM_SEG_HEAD.{key}", lambda cfg: True, "it belongs to DeepLab's head.")
+        for key in (
+            "LOSS_TYPE",
+            "PROJECT_FEATURES",
+            "PROJECT_CHANNELS",
+            "ASPP_CHANNELS",
+            "ASPP_DILATIONS",
+            "ASPP_DROPOUT",
+            "USE_DEPTHWISE_SEPARABLE_CONV",
+        )
+    ),
+    *(
+        (key, _maskformer, "it belongs to models with proposals, boxes or keypoints.")
+        for key in (
+            "DATASETS.PROPOSAL_FILES_TRAIN",
+            "DATASETS.PROPOSAL_FILES_TEST",
+            "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN",
+            "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST",
+            "TEST.KEYPOINT_OKS_SIGMAS",
+            "VIS_PERIOD",
+        )
+    ),
+    ("GLOBAL.HACK", lambda cfg: True, "nothing reads it."),
+    *(
+        (f"SOLVER.{key}", lambda cfg: "Poly" in cfg.SOLVER.LR_SCHEDULER_NAME, "WarmupPolyLR has no steps.")
+        for key in ("STEPS", "GAMMA")
+    ),
+    *(
+        (f"SOLVER.{key}", lambda cfg: True, "the optimiser is the published one, which treats biases like weights.")
+        for key in ("BIAS_LR_FACTOR", "WEIGHT_DECAY_BIAS")
+    ),
+    ("SOLVER.NESTEROV", lambda cfg: True, "the published SGD is without it."),
     ("SOLVER.MOMENTUM", lambda cfg: cfg.SOLVER.OPTIMIZER == "ADAMW", "only SOLVER.OPTIMIZER SGD has it."),
 ]
 

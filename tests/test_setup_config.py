@@ -1,13 +1,17 @@
 """Configs load in one call, and settings that do nothing are named."""
 
+import ast
 from pathlib import Path
 
+import detectron2
 import pytest
+from detectron2.config import CfgNode
 
 from mask2former import load_config
-from mask2former.setup_config import settings_without_effect
+from mask2former.setup_config import _IDLE, default_config, settings_without_effect
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
 R50 = CONFIGS / "coco/instance-segmentation/maskformer2_R50_bs16_50ep.yaml"
 
 
@@ -31,11 +35,38 @@ def test_a_missing_config_file_is_named():
         (["INPUT.MIN_SIZE_TRAIN", (640,)], "INPUT.IMAGE_SIZE"),
         (["MODEL.SWIN.EMBED_DIM", 128], "no Swin"),
         (["SOLVER.MOMENTUM", 0.5], "SGD"),
+        (["SOLVER.BIAS_LR_FACTOR", 2.0], "biases like weights"),
+        (["MODEL.SEM_SEG_HEAD.LOSS_WEIGHT", 2.0], "MODEL.MASK_FORMER"),
+        (["MODEL.SEM_SEG_HEAD.ASPP_CHANNELS", 128], "DeepLab"),
+        (["VIS_PERIOD", 100], "proposals"),
+        (["INPUT.MASK_FORMAT", "bitmask"], "run lengths"),
     ],
 )
 def test_a_setting_without_effect_is_named_with_what_to_do(setting, said):
     lines = settings_without_effect(load_config(R50, [*setting, "MODEL.DEVICE", "cpu"]))
     assert len(lines) == 1 and lines[0].startswith(f"{setting[0]} = ") and said in lines[0]
+
+
+@pytest.mark.skipif(not getattr(detectron2, "EMBEDDED", False), reason="upstream reads its keys in other models too")
+def test_a_key_that_no_code_reads_is_named_when_it_is_set():
+    read = set()
+    for folder in (ROOT / "mask2former", Path(detectron2.__file__).parent, ROOT / "tools", ROOT / "demo"):
+        for path in folder.rglob("*.py"):
+            if (path.parent.name, path.name) not in {("config", "defaults.py"), ("mask2former", "setup_config.py")}:
+                nodes = list(ast.walk(ast.parse(path.read_text())))
+                read |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+                read |= {node.value for node in nodes if isinstance(node, ast.Constant)}
+    unread = [key for key in leaves(default_config()) if key.rsplit(".", 1)[-1] not in read]
+    named = [prefix for prefix, _, _ in _IDLE] + ["MODEL.RESNETS"]  # DEFORM_*: refused with DEFORM_ON_PER_STAGE
+    assert "VIS_PERIOD" in unread
+    assert [key for key in unread if not any(key == name or key.startswith(name + ".") for name in named)] == []
+
+
+def leaves(node: CfgNode, prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in node.items():
+        keys += leaves(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else [prefix + key]
+    return keys
 
 
 def test_what_acts_is_not_named():
