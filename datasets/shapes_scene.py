@@ -117,7 +117,7 @@ def outline(rng: np.random.Generator, name: str) -> tuple[Array, Array | None]:
 
 
 def ball_texture(rng: np.random.Generator, u: Array, v: Array) -> Array:
-    base = pick_color(rng, (0.0, 0.85, 0.9), (0.6, 0.8, 0.9), (0.13, 0.8, 0.95))
+    base = pick_color(rng, (0.0, 0.85, 0.9), (0.97, 0.75, 0.75))
     shade = 1.15 - 1.6 * ((u + 0.12) ** 2 + (v + 0.12) ** 2)
     color = base * shade[..., None]
     if rng.random() < 0.6:
@@ -135,18 +135,18 @@ def crate_texture(rng: np.random.Generator, u: Array, v: Array) -> Array:
 
 
 def star_texture(rng: np.random.Generator, u: Array, v: Array) -> Array:
-    rim = pick_color(rng, (0.1, 0.95, 0.9), (0.14, 0.9, 0.95), (0.06, 0.9, 0.9))
+    rim = pick_color(rng, (0.13, 0.95, 0.95), (0.16, 0.9, 0.9))
     return mix(np.exp(-18 * (u**2 + v**2)), rim, hsv(0.15, rng.uniform(0.1, 0.4), 1))
 
 
 def leaf_texture(rng: np.random.Generator, u: Array, v: Array) -> Array:
-    base = pick_color(rng, (0.26, 0.75, 0.8), (0.22, 0.8, 0.75), (0.05, 0.8, 0.65))
+    base = pick_color(rng, (0.28, 0.75, 0.8), (0.24, 0.8, 0.75))
     veins = (np.sin((u - 0.8 * np.abs(v)) * 2 * np.pi * rng.uniform(5, 8)) > 0.7) | (np.abs(v) < 0.03)
     return mix(0.55 * veins, base, np.array([0.95, 0.95, 0.6]))
 
 
 def ring_texture(rng: np.random.Generator, u: Array, v: Array) -> Array:
-    base = pick_color(rng, (0.83, 0.75, 0.85), (0.5, 0.8, 0.8), (0.92, 0.6, 0.95))
+    base = pick_color(rng, (0.86, 0.75, 0.85), (0.91, 0.6, 0.95))
     angle = np.arctan2(v, u)
     if rng.random() < 0.5:
         return mix((np.sin(angle * rng.integers(3, 7)) > 0.2).astype(float), base, base * 0.45 + 0.5)
@@ -154,13 +154,13 @@ def ring_texture(rng: np.random.Generator, u: Array, v: Array) -> Array:
 
 
 def kite_texture(rng: np.random.Generator, u: Array, v: Array) -> Array:
-    first = pick_color(rng, (0.97, 0.8, 0.9), (0.62, 0.75, 0.8), (0.78, 0.7, 0.8))
+    first = pick_color(rng, (0.74, 0.75, 0.75), (0.78, 0.7, 0.85))
     checks = (u > rng.uniform(-0.3, 0)) ^ (v > 0)
     return mix(checks.astype(float), first, hsv(rng.uniform(0, 1), 0.08, 0.97))
 
 
 def fish_texture(rng: np.random.Generator, u: Array, v: Array) -> Array:
-    base = pick_color(rng, (0.06, 0.9, 0.95), (0.75, 0.55, 0.7), (0.45, 0.7, 0.75))
+    base = pick_color(rng, (0.06, 0.9, 0.95), (0.04, 0.85, 0.85))
     bands = np.sin((u + rng.uniform(0, 1)) * 2 * np.pi * rng.uniform(3, 4.5)) > 0.45
     color = mix(bands.astype(float), base, base * 0.3 + (0.7 if rng.random() < 0.6 else 0.0))
     color = color * (1.05 - 1.2 * np.abs(v))[..., None]
@@ -251,7 +251,7 @@ def make_scene(rng: np.random.Generator, size: int) -> Scene:
         return scene
     if rng.random() < 0.08:
         draw_crowd(rng, scene, size / 128)
-    for _ in range(rng.integers(1, 10)):
+    for _ in range(rng.integers(1, 8)):
         draw_thing(rng, scene, size / 128)
     return scene
 
@@ -289,7 +289,7 @@ def draw_thing(rng: np.random.Generator, scene: Scene, scale: float) -> None:
     """Put a thing somewhere where it does not hide too much of another one; give up after some places."""
     category = THINGS[rng.integers(len(THINGS))]
     height, width = scene.owner.shape
-    side = min(scale * MIN_SIDE * (MAX_SIDE / MIN_SIDE) ** rng.beta(2.4, 2.0), 0.85 * min(height, width))
+    side = min(scale * MIN_SIDE * (MAX_SIDE / MIN_SIDE) ** rng.beta(3.0, 1.6), 0.85 * min(height, width))
     shape = outline(rng, category["name"])
     for _ in range(8):
         center = rng.uniform(0.04, 0.96, 2) * (width, height)
