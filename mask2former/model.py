@@ -23,10 +23,15 @@ from .modeling.settings import check_names
 
 logger = logging.getLogger(__name__)
 
+PRECISIONS = ("float32", "bfloat16")
+
 
 @META_ARCH_REGISTRY.register()
 class MaskFormer(nn.Module):
     """A set of (class, mask) pairs for an image, and the semantic, instance and panoptic results read off it."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     @configurable
     def __init__(
@@ -49,6 +54,7 @@ class MaskFormer(nn.Module):
         test_topk_per_image: int,
         pad_to_largest: bool = False,
         semantic_label_map: bool = False,
+        precision: str = "float32",
     ) -> None:
         """
         Args:
@@ -62,7 +68,7 @@ class MaskFormer(nn.Module):
             pixel_mean, pixel_std: per channel.
             semantic_on, panoptic_on, instance_on: which results to return.
             test_topk_per_image: instances per image.
-            pad_to_largest, semantic_label_map: see MODEL.MASK_FORMER.TEST in the config.
+            pad_to_largest, semantic_label_map, precision: see MODEL.MASK_FORMER.TEST in the config.
         """
         super().__init__()
         self.backbone = backbone
@@ -81,6 +87,11 @@ class MaskFormer(nn.Module):
         self.test_topk_per_image = test_topk_per_image
         self.pad_to_largest = pad_to_largest
         self.semantic_label_map = semantic_label_map
+        if precision not in PRECISIONS:
+            raise ValueError(
+                f"MODEL.MASK_FORMER.TEST.PRECISION is {precision!r}; choose one of {', '.join(PRECISIONS)}"
+            )
+        self.precision = precision
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
@@ -110,6 +121,7 @@ class MaskFormer(nn.Module):
             "test_topk_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "pad_to_largest": test.PAD_TO_LARGEST,
             "semantic_label_map": test.SEMANTIC_LABEL_MAP,
+            "precision": test.PRECISION,
         }
 
     @property
@@ -141,7 +153,7 @@ class MaskFormer(nn.Module):
                 height, width = images[i].shape[-2:]
                 sample = batched_inputs[i]
                 frame = Frame(
-                    padded=tuple(batch.tensor.shape[-2:]),
+                    padded=(batch.tensor.shape[-2], batch.tensor.shape[-1]),
                     image=(height, width),
                     output=(int(sample.get("height", height)), int(sample.get("width", width))),
                 )
@@ -150,7 +162,11 @@ class MaskFormer(nn.Module):
 
     def predictions(self, images: Tensor) -> dict[str, Any]:
         """What the queries predict for normalised images (B, 3, H, W); see the head."""
-        return self.sem_seg_head(self.backbone(images.contiguous(memory_format=torch.channels_last)))
+        images = images.contiguous(memory_format=torch.channels_last)
+        if self.training or self.precision == "float32":
+            return self.sem_seg_head(self.backbone(images))
+        with torch.autocast(images.device.type, torch.bfloat16):
+            return self.sem_seg_head(self.backbone(images))
 
     def normalized(self, sample: dict[str, Any]) -> Tensor:
         """The image on the model's device, with zero mean and unit deviation; (3, H, W) float32."""
@@ -175,8 +191,8 @@ class MaskFormer(nn.Module):
     def losses(self, images: list[Tensor], batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Weighted losses of a batch; see `forward`."""
         batch = ImageList.from_tensors(images, self.size_divisibility)
-        num_classes = self.sem_seg_head.num_classes
-        size = tuple(batch.tensor.shape[-2:])
+        num_classes = int(self.sem_seg_head.num_classes)
+        size = (batch.tensor.shape[-2], batch.tensor.shape[-1])
         targets = [training_target(sample, num_classes, size, self.device) for sample in batched_inputs]
         outputs = self.predictions(batch.tensor)
         weights = self.criterion.weight_dict
@@ -222,7 +238,7 @@ class MaskFormer(nn.Module):
             ValueError: the dataset's metadata does not say.
         """
         if self.metadata is None:
-            return set(range(self.sem_seg_head.num_classes))
+            return set(range(int(self.sem_seg_head.num_classes)))
         ids = getattr(self.metadata, "thing_dataset_id_to_contiguous_id", None)
         if ids is None:
             raise ValueError(

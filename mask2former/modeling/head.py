@@ -6,6 +6,7 @@ B images, Q queries, K classes, H W size of the mask features.
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
@@ -97,7 +98,12 @@ class MaskFormerHead(PixelDecoderHead):
         """Predict classes and masks: see the predictor for the result and for `mask`."""
         mask_features, encoder_features, levels = self.pixel_decoder.forward_features(features)
         source = predictor_input(self.transformer_in_feature, features, mask_features, encoder_features, levels)
-        return self.predictor(source, mask_features, mask)
+        if self.training or mask_features.dtype == torch.float32:
+            return self.predictor(source, mask_features, mask)
+        # Whether a query may look somewhere is a yes or no: rounding here costs more accuracy than time.
+        with torch.autocast(mask_features.device.type, enabled=False):
+            source = [level.float() for level in source] if isinstance(source, list) else source.float()
+            return self.predictor(source, mask_features.float(), mask)
 
 
 def predictor_channels(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> int:

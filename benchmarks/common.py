@@ -1,0 +1,116 @@
+"""What the benchmarks share: models with fixed weights, alternating measurements, tables and JSON."""
+
+import argparse
+import importlib.util
+import json
+import logging
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
+from detectron2.projects.deeplab import add_deeplab_config
+
+from mask2former import add_maskformer2_config
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = {
+    "r50": "coco/instance-segmentation/maskformer2_R50_bs16_50ep.yaml",
+    "swin_t": "coco/instance-segmentation/swin/maskformer2_swin_tiny_bs16_50ep.yaml",
+    "r50_panoptic": "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml",
+    "r50_semantic": "ade20k/semantic-segmentation/maskformer2_R50_bs16_160k.yaml",
+}
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """A parser with what every benchmark takes."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--repeats", type=int, default=3, help="measurements of each side, taken in turn")
+    parser.add_argument("--threads", type=int, default=0, help="0: as many as PyTorch chooses")
+    parser.add_argument("--json", type=Path, help="write the table to this file as well")
+    return parser
+
+
+def fill_module() -> ModuleType:
+    """The tests' reproducible weights: untrained, but with logits and masks as varied as a trained model's."""
+    spec = importlib.util.spec_from_file_location("fill", ROOT / "tests" / "golden" / "fill.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def build(config: str, *options: Any) -> torch.nn.Module:
+    """A model in evaluation mode: `config` is a name in `CONFIGS` or a path."""
+    logging.disable(logging.WARNING)
+    path = ROOT / "configs" / CONFIGS[config] if config in CONFIGS else Path(config)
+    model = build_model(configuration(path, *options))
+    return fill_module().fill_(model).eval()
+
+
+def configuration(path: Path, *options: Any) -> CfgNode:
+    cfg = get_cfg()
+    add_deeplab_config(cfg)
+    add_maskformer2_config(cfg)
+    cfg.merge_from_file(str(path))
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.merge_from_list(list(options))
+    metadata = MetadataCatalog.get("benchmark")
+    metadata.thing_dataset_id_to_contiguous_id = {i: i for i in range(80)}
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("benchmark",), ("benchmark",)
+    return cfg
+
+
+def image(height: int, width: int) -> torch.Tensor:
+    """(3, height, width) uint8, with structure at several scales."""
+    return fill_module().image(height, width, 0)
+
+
+def alternate(sides: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, float]]:
+    """Run all sides in turn, once unmeasured; medians of seconds: "wall", and "cpu" of all threads together."""
+    for run in sides.values():
+        run()
+    wall: dict[str, list[float]] = {name: [] for name in sides}
+    cpu: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, run in sides.items():
+            start = time.perf_counter(), time.process_time()
+            run()
+            wall[name].append(time.perf_counter() - start[0])
+            cpu[name].append(time.process_time() - start[1])
+    return {name: {"wall": statistics.median(wall[name]), "cpu": statistics.median(cpu[name])} for name in sides}
+
+
+def matmul_rate(dtype: torch.dtype = torch.float32, size: int = 2048) -> float:
+    """Multiply-adds count two: 1e9 operations per CPU second (of all threads) of a square matrix product."""
+    a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
+    measured = alternate({"matmul": lambda: a @ b}, 5)
+    return 2 * size**3 / measured["matmul"]["cpu"] / 1e9
+
+
+def report(title: str, rows: list[dict[str, Any]], path: Path | None) -> None:
+    """Print rows as a table; write them with the machine to `path`."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [[_shown(row.get(column, "")) for column in columns] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in (columns, *cells)]
+    sys.stdout.write("\n".join([title, *lines, ""]))
+    if path:
+        machine = {
+            "processor": platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "isa": torch.backends.cpu.get_cpu_capability(),
+        }
+        path.write_text(json.dumps({"title": title, "machine": machine, "rows": rows}, indent=1))
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
