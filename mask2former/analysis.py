@@ -98,8 +98,9 @@ def network_cost(model: nn.Module, size: tuple[int, int], depth: int = 3) -> Cos
     devices = {str(parameter.device) for parameter in model.parameters()}
     if devices != {"meta"}:
         raise ValueError(f"the model is on {sorted(devices)}; build it with MODEL.DEVICE 'meta', where running is free")
-    step = max(model.size_divisibility, 1)
-    padded = tuple(-(-side // step) * step for side in size)
+    divisibility: Any = model.size_divisibility
+    step = max(divisibility, 1)
+    padded = (-(-size[0] // step) * step, -(-size[1] // step) * step)
     # torch's counter follows modules by hooks that gradients would disturb.
     network = _Network(model).eval().requires_grad_(False)
     counter = FlopCounterMode(display=False, depth=depth, custom_mapping=_FORMULAS)

@@ -218,7 +218,9 @@ def _segments(
     enough: list[bool], labels: list[int], scores: list[float], things: set[int]
 ) -> tuple[list[int], list[dict[str, Any]]]:
     """Number the segments: the id of each query (0: dropped), and what is known of each segment."""
-    ids, segments, stuff = [], [], {}
+    ids: list[int] = []
+    segments: list[dict[str, Any]] = []
+    stuff: dict[int, int] = {}
     for is_kept, label, score in zip(enough, labels, scores, strict=True):
         if not is_kept:
             ids.append(0)
@@ -263,7 +265,8 @@ def prob_rows(mask_logits: Tensor, frame: Frame) -> Rows:
 def image_rows(mask_logits: Tensor, frame: Frame) -> Rows:
     """(N, h, w) mask logits, resized to the padded input and cut to the image."""
     mask_logits = mask_logits.float()
-    upsampled = resized_rows(lambda start, stop: mask_logits[:, start:stop], mask_logits.shape[-2:], frame.padded)
+    in_size = (mask_logits.shape[-2], mask_logits.shape[-1])
+    upsampled = resized_rows(lambda start, stop: mask_logits[:, start:stop], in_size, frame.padded)
     width = frame.image[1]
     return lambda start, stop: upsampled(start, stop)[..., :width]
 

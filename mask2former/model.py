@@ -6,7 +6,7 @@ B images, Q queries, K classes, G segments of an image, H W size of an image.
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -128,6 +128,11 @@ class MaskFormer(nn.Module):
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
+    @property
+    def num_classes(self) -> int:
+        """K, as the head has it."""
+        return cast(int, self.sem_seg_head.num_classes)
+
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Losses in training mode, results otherwise.
 
@@ -191,7 +196,7 @@ class MaskFormer(nn.Module):
     def losses(self, images: list[Tensor], batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Weighted losses of a batch; see `forward`."""
         batch = ImageList.from_tensors(images, self.size_divisibility)
-        num_classes = int(self.sem_seg_head.num_classes)
+        num_classes = self.num_classes
         size = (batch.tensor.shape[-2], batch.tensor.shape[-1])
         targets = [training_target(sample, num_classes, size, self.device) for sample in batched_inputs]
         outputs = self.predictions(batch.tensor)
@@ -238,7 +243,7 @@ class MaskFormer(nn.Module):
             ValueError: the dataset's metadata does not say.
         """
         if self.metadata is None:
-            return set(range(int(self.sem_seg_head.num_classes)))
+            return set(range(self.num_classes))
         ids = getattr(self.metadata, "thing_dataset_id_to_contiguous_id", None)
         if ids is None:
             raise ValueError(

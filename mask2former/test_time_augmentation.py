@@ -71,7 +71,7 @@ class SemanticSegmentorWithTTA(nn.Module):
         versions = self.tta_mapper(sample)
         if not versions:
             raise ValueError("no versions of the image to run on: TEST.AUG.MIN_SIZES is empty")
-        total = None
+        total: Any = None
         for start in range(0, len(versions), self.batch_size):
             batch = versions[start : start + self.batch_size]
             mirrored = [_is_mirrored(version.pop("transforms")) for version in batch]

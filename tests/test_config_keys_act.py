@@ -188,6 +188,7 @@ PROOFS = {
     TEST + "SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE": (_results, True, {}),
     TEST + "PAD_TO_LARGEST": (_backbone_calls, True, {}),
     TEST + "SEMANTIC_LABEL_MAP": (_results, True, {}),
+    TEST + "PRECISION": (_results, "bfloat16", {}),
     HEAD + "MASK_DIM": (_built, 24, {}),
     HEAD + "TRANSFORMER_ENC_LAYERS": (_built, 2, {}),
     HEAD + "PIXEL_DECODER_NAME": (_built, "BasePixelDecoder", {}),

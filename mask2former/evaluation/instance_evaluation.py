@@ -27,6 +27,7 @@ class InstanceSegEvaluator(COCOEvaluator):
         super()._eval_predictions(predictions, img_ids=img_ids)
 
     def _renumbered(self, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        assert self._rank is not None
         for entry in entries:
             assert entry["category_id"] in self._rank, (
                 f"class {entry['category_id']} was predicted, which is not among the things of "

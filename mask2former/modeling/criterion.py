@@ -22,6 +22,8 @@ class SetCriterion(nn.Module):
     All in float32, whatever the precision of the model.
     """
 
+    empty_weight: Tensor
+
     def __init__(
         self,
         num_classes: int,

@@ -18,9 +18,10 @@ def fold_norms(module: nn.Module) -> None:
     evaluation; any other norm is applied as before.
     """
     for conv in module.modules():
-        plain = isinstance(conv, Conv2d) and type(conv).forward is Conv2d.forward and conv.padding_mode == "zeros"
-        if plain and isinstance(conv.norm, (FrozenBatchNorm2d, nn.modules.batchnorm._BatchNorm)):
-            conv.forward = functools.partial(_convolve, conv)
+        if not isinstance(conv, Conv2d) or type(conv).forward is not Conv2d.forward or conv.padding_mode != "zeros":
+            continue
+        if isinstance(conv.norm, (FrozenBatchNorm2d, nn.modules.batchnorm._BatchNorm)):
+            conv.forward = functools.partial(_convolve, conv)  # type: ignore[method-assign]  # this instance only
 
 
 def _convolve(conv: Conv2d, x: Tensor) -> Tensor:

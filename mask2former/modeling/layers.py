@@ -63,6 +63,15 @@ class MLP(nn.Module):
         return self.layers[-1](x)
 
 
+def projection(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """A 1 x 1 convolution in its published initial state."""
+    conv = nn.Conv2d(in_channels, out_channels, 1)
+    nn.init.kaiming_uniform_(conv.weight, a=1)
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
+    return conv
+
+
 def add_position(x: Tensor, position: Tensor | None) -> Tensor:
     """x plus its position encoding, where there is one."""
     return x if position is None else x + position

@@ -42,6 +42,7 @@ class PerPixelBaselineHead(PixelDecoderHead):
         """
         predictor = Conv2d(pixel_decoder.mask_features.out_channels, num_classes, kernel_size=1)
         nn.init.kaiming_normal_(predictor.weight, mode="fan_out", nonlinearity="relu")
+        assert predictor.bias is not None
         nn.init.zeros_(predictor.bias)
         super().__init__(pixel_decoder, predictor)
         self._configure(input_shape, num_classes, loss_weight, ignore_value)
@@ -78,6 +79,8 @@ class PerPixelBaselineHead(PixelDecoderHead):
         """
         layers = self.layers(features)
         if self.training:
+            if targets is None:
+                raise ValueError("Training needs sem_seg, the class of each pixel: use a mapper that gives it.")
             return None, self.losses(layers, targets)
         return F.interpolate(layers[-1], scale_factor=STRIDE, mode="bilinear", align_corners=False), {}
 

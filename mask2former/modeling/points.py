@@ -4,6 +4,8 @@ M masks, P points, C channels, H W size of a mask. Points are (x, y) in [0, 1]; 
 first pixel.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from detectron2.projects.point_rend.point_features import get_uncertain_point_coords_with_randomness
@@ -42,7 +44,7 @@ def sample_features(features: Tensor, points: Tensor) -> Tensor:
     return F.embedding_bag(pixels, features.flatten(0, 1), per_sample_weights=weights, mode="sum")
 
 
-def corners(points: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def corners(points: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
     """The four pixels around each point: (..., 2) to (..., 4) flat indices and (..., 4) float32 bilinear weights.
 
     A pixel outside the (H, W) map has weight 0 (and index 0).

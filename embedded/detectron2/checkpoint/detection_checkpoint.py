@@ -106,7 +106,7 @@ class DetectionCheckpointer(Checkpointer):
             return self._load_file(path)
         blind = [rank for rank, sees in enumerate(seen) if not sees]
         self.logger.warning("Processes %s cannot read %s: they get it from process 0.", blind, path)
-        box = [self._load_file(path) if comm.is_main_process() else None]
+        box: list[Any] = [self._load_file(path) if comm.is_main_process() else None]
         dist.broadcast_object_list(box, src=0, group=comm._object_group(None))
         return box[0]
 

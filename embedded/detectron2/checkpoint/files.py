@@ -98,7 +98,8 @@ def _storage_from_bytes(data: bytes) -> Any:
 
 
 def _numpy_globals() -> dict[tuple[str, str], Any]:
-    rebuild, arguments = np.zeros(1).__reduce__()[:2]
+    reduced: Any = np.zeros(1).__reduce__()
+    rebuild, arguments = reduced[:2]
     scalar = np.float64(0).__reduce__()[0]
     table: dict[tuple[str, str], Any] = {
         ("numpy", "ndarray"): arguments[0],

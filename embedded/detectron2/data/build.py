@@ -205,8 +205,10 @@ def build_batch_data_loader(
         return DataLoader(dataset, batch_size=batch_size, drop_last=drop_last, collate_fn=collate_fn, **kwargs)
     # Workers send single images; they are sorted into batches here.
     images = DataLoader(dataset, batch_size=1, collate_fn=operator.itemgetter(0), **kwargs)
-    batches = AspectRatioGroupedDataset(images, batch_size)
-    return batches if collate_fn is None else MapDataset(batches, collate_fn)
+    batches: Any = AspectRatioGroupedDataset(images, batch_size)
+    if collate_fn is not None:
+        batches = MapDataset(batches, collate_fn)
+    return batches
 
 
 def _train_loader_from_config(

@@ -4,7 +4,7 @@ import copy
 import logging
 import pickle
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -34,7 +34,7 @@ class DatasetFromList(Dataset):
             serialize: whether to keep bytes instead of objects.
         """
         self._copy = copy
-        self._lst = lst
+        self._lst: Sequence[Any] = lst
         self._bytes: torch.Tensor | None = None
         if serialize:
             chunks = [pickle.dumps(element, protocol=pickle.HIGHEST_PROTOCOL) for element in lst]
@@ -50,7 +50,7 @@ class DatasetFromList(Dataset):
             return copy.deepcopy(self._lst[idx]) if self._copy else self._lst[idx]
         position = self._lst[idx]  # makes negative indices and IndexError those of a list
         begin, end = self._ends[position : position + 2].tolist()
-        return pickle.loads(memoryview(self._bytes[begin:end].numpy()))
+        return pickle.loads(self._bytes[begin:end].numpy().data)
 
 
 class MapDataset(Dataset):

@@ -287,7 +287,7 @@ def annotations_to_instances(
     Raises:
         ValueError: for a mask of a kind that the format does not take, or masks on a part of the annotations.
     """
-    target = Instances(tuple(image_size))
+    target = Instances((image_size[0], image_size[1]))
     target.gt_boxes = Boxes(np.stack([_box(anno) for anno in annos]) if annos else np.zeros((0, 4)))
     target.gt_classes = torch.tensor([int(anno["category_id"]) for anno in annos], dtype=torch.int64)
 
@@ -367,7 +367,9 @@ def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     """The default augmentations: resize, and in training flip."""
     part = "TRAIN" if is_train else "TEST"
     style = cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING if is_train else "choice"
-    steps = [T.ResizeShortestEdge(cfg.INPUT[f"MIN_SIZE_{part}"], cfg.INPUT[f"MAX_SIZE_{part}"], style)]
+    steps: list[T.Augmentation] = [
+        T.ResizeShortestEdge(cfg.INPUT[f"MIN_SIZE_{part}"], cfg.INPUT[f"MAX_SIZE_{part}"], style)
+    ]
     if is_train and cfg.INPUT.RANDOM_FLIP != "none":
         direction = cfg.INPUT.RANDOM_FLIP
         steps.append(T.RandomFlip(horizontal=direction == "horizontal", vertical=direction == "vertical"))

@@ -257,7 +257,7 @@ class DefaultTrainer(TrainerBase):
         """What PeriodicWriter writes to."""
         return default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
 
-    def train(self) -> Mapping[str, Any] | None:
+    def train(self) -> Mapping[str, Any] | None:  # type: ignore[override]  # the run knows where it starts and ends
         """Train from `start_iter` to the end.
 
         Returns:

@@ -22,7 +22,7 @@ __all__ = ["AMPTrainer", "HookBase", "SimpleTrainer", "TrainerBase"]
 class HookBase:
     """Something to do at set moments of a run. `trainer` is there from `before_train` on."""
 
-    trainer: "TrainerBase" = None
+    trainer: "TrainerBase" = None  # type: ignore[assignment]  # set by register_hooks
 
     def before_train(self) -> None:
         """Before the first iteration."""
@@ -221,7 +221,8 @@ class SimpleTrainer(TrainerBase):
         means = {name: float(np.mean([metrics[name] for metrics in gathered])) for name in gathered[0]}
         storage.put_scalar(f"{prefix}total_loss", sum(means.values()))
         if len(means) > 1:
-            storage.put_scalars(**means)
+            for name, mean in means.items():
+                storage.put_scalar(name, mean)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "optimizer": self.optimizer.state_dict()}

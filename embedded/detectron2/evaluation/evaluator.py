@@ -138,7 +138,7 @@ def inference_on_dataset(
         if event in hooks:
             hooks[event]()
 
-    total = len(data_loader)
+    total = len(data_loader)  # type: ignore[arg-type]  # the contract says Iterable; it must have a length too
     logger.info("Start inference on %d batches", total)
     evaluator.reset()
     mode = inference_context(model) if isinstance(model, nn.Module) else torch.no_grad()
@@ -159,4 +159,4 @@ def inference_on_dataset(
             watch.batch_done(done)
         watch.finish(done)
         call("on_end")
-    return evaluator.evaluate() or {}
+    return dict(evaluator.evaluate() or {})

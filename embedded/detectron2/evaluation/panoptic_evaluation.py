@@ -134,6 +134,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
             self._logger.warning("%d predicted images are not in the ground truth: %s", len(strange), strange[:10])
 
     def _write(self, predictions: list[dict[str, Any]]) -> None:
+        assert self._output_dir is not None
         PathManager.mkdirs(self._output_dir)
         with PathManager.open(os.path.join(self._output_dir, "predictions.json"), "w") as file:
             file.write(json.dumps({**self._truth, "annotations": predictions}))

@@ -19,6 +19,10 @@ class FrozenBatchNorm2d(nn.Module):
     """
 
     _version = 3
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, num_features: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -113,7 +117,7 @@ class NaiveSyncBatchNorm(nn.BatchNorm2d):
         momentum = 0.1 if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, momentum)
         self.running_var.lerp_(var, momentum)
-        self.num_batches_tracked += 1
+        self.num_batches_tracked.add_(1)
 
 
 class LayerNorm(nn.Module):

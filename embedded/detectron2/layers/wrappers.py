@@ -40,7 +40,7 @@ class Conv2d(nn.Conv2d):
 
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """`torch.cat` that does not copy a list of one."""
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
 
 
 def cross_entropy(input: Tensor, target: Tensor, *, reduction: str = "mean", **kwargs: Any) -> Tensor:

@@ -12,6 +12,7 @@ from fvcore.common.param_scheduler import (
     LinearParamScheduler,
     ParamScheduler,
 )
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -69,7 +70,7 @@ class LRMultiplier(LRScheduler):
         self._multiplier, self._max_iter = multiplier, max_iter
         super().__init__(optimizer, last_epoch=last_iter)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         factor = self._multiplier(self.last_epoch / self._max_iter)
         return [rate * factor for rate in self.base_lrs]
 

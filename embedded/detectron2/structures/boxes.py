@@ -36,7 +36,7 @@ class BoxMode(IntEnum):
             ValueError: if a list or tuple has not four numbers, or an array or tensor no last axis of four.
             NotImplementedError: for relative and rotated boxes.
         """
-        values = np.asarray(box, dtype=np.float64) if isinstance(box, (list, tuple)) else box
+        values: Any = np.asarray(box, dtype=np.float64) if isinstance(box, (list, tuple)) else box
         if from_mode == to_mode:
             return type(box)(box) if isinstance(box, (list, tuple)) else _copy(box)
         supported = (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)

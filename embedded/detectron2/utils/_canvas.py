@@ -169,7 +169,7 @@ def inner_points(mask: np.ndarray) -> np.ndarray:
     if not small.any():  # thin everywhere
         small = np.uint8(cv2.resize(mask * np.uint8(255), size, interpolation=cv2.INTER_AREA) > 0)
     _, parts, stats, _ = cv2.connectedComponentsWithStats(np.pad(small, 1), connectivity=8)
-    largest = np.uint8(parts == 1 + stats[1:, cv2.CC_STAT_AREA].argmax())
+    largest = (parts == 1 + stats[1:, cv2.CC_STAT_AREA].argmax()).astype(np.uint8)
     depth = cv2.distanceTransform(largest, cv2.DIST_L2, 3)[1:-1, 1:-1].ravel()
     order = np.argsort(-depth, kind="stable")[: np.count_nonzero(depth)]
     order = order[:: max(1, len(order) // _NUM_PLACES)][:_NUM_PLACES]

@@ -76,7 +76,8 @@ class GenericMask:
             return np.ascontiguousarray(mask), (x0, y0)
         left, top, right, bottom = (int(edge * scale) for edge in (x0, y0, x1, y1))
         size = max(1, right - left), max(1, bottom - top)
-        return np.uint8(cv2.resize(mask * np.uint8(255), size, interpolation=cv2.INTER_LINEAR) > 127), (left, top)
+        enlarged = cv2.resize(mask * np.uint8(255), size, interpolation=cv2.INTER_LINEAR) > 127
+        return enlarged.astype(np.uint8), (left, top)
 
 
 def without_small_parts(mask: GenericMask, area: int) -> GenericMask:

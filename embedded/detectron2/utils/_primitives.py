@@ -207,7 +207,11 @@ class Primitives:
         if opacity is None:
             return
         size = np.array([opacity.shape[1], opacity.shape[0]]) + 2 * self._padding
-        places = self._places_at_box(box, size) if mask is None else self._places_at_mask(mask, size)
+        if mask is not None:
+            places = self._places_at_mask(mask, size)
+        else:
+            assert box is not None
+            places = self._places_at_box(box, size)
         # A place beyond the border would be moved back, onto the object: only if there is nothing better.
         limit = np.array(self.output.canvas.shape[1::-1])
         fits = ((places - size / 2 >= 0) & (places + size / 2 <= limit)).all(1)

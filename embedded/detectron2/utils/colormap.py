@@ -43,6 +43,6 @@ def random_color(rgb: bool = False, maximum: int = 255) -> np.ndarray:
 def random_colors(N: int, rgb: bool = False, maximum: int = 255) -> list[np.ndarray]:
     """N entries of the palette in random order; none comes twice before all have come once."""
     rounds = [np.random.permutation(NUM_COLORS) for _ in range(-(-N // NUM_COLORS))]
-    order = np.concatenate(rounds)[:N] if rounds else []
+    order = np.concatenate(rounds)[:N].tolist() if rounds else []
     colors = colormap(rgb, maximum)
     return [colors[i] for i in order]

@@ -10,7 +10,7 @@ import torch
 
 __all__ = ["TORCH_VERSION", "seed_all_rng"]
 
-TORCH_VERSION: tuple[int, int] = tuple(int(part) for part in torch.__version__.split(".")[:2])  # (major, minor)
+TORCH_VERSION: tuple[int, ...] = tuple(int(part) for part in torch.__version__.split(".")[:2])  # (major, minor)
 
 
 def seed_all_rng(seed: int | None = None) -> None:

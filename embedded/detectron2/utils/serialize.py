@@ -11,6 +11,8 @@ __all__ = ["PicklableWrapper"]
 class PicklableWrapper:
     """Wrap a callable so that plain pickle can carry it: lambdas and local functions go through cloudpickle."""
 
+    _obj: Any
+
     def __init__(self, obj: Any) -> None:
         while isinstance(obj, PicklableWrapper):  # wrapping twice would pickle twice
             obj = obj._obj

@@ -53,7 +53,8 @@ class VideoVisualizer:
         masks = visualizer._convert_masks(predictions.pred_masks) if "pred_masks" in fields else None
         boxes = visualizer._convert_boxes(predictions.pred_boxes) if "pred_boxes" in fields else None
         if masks is not None:
-            shapes, enough = _shrink(masks), _MASK_IOU
+            shapes: np.ndarray | None = _shrink(masks)
+            enough = _MASK_IOU
             boxes = np.array([mask.bbox() for mask in masks]) if boxes is not None and not boxes.any() else boxes
         else:
             shapes, enough = boxes, _BOX_IOU
@@ -100,15 +101,15 @@ class VideoVisualizer:
         """
         found: list[_Track | None] = [None] * len(classes)
         if shapes is not None and len(shapes):
-            for i, track in self._match(classes, shapes, enough):
-                found[i] = track
+            for i, match in self._match(classes, shapes, enough):
+                found[i] = match
         for track in self._tracks:
             track.unseen += 1
         self._tracks = [track for track in self._tracks if track.unseen <= _PATIENCE]
         for i, category in enumerate(classes):
-            track = found[i]
-            if track is None:
-                track = found[i] = _Track(category, self._free_number(category))
+            track = found[i] or _Track(category, self._free_number(category))
+            if found[i] is None:
+                found[i] = track
                 self._tracks.append(track)
             track.unseen = 0
             if shapes is not None:

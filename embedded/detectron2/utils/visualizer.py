@@ -178,7 +178,8 @@ class Visualizer(Primitives):
         seen = {name: point[:2] for name, point in zip(names, to_numpy(keypoints)) if point[2] > _KEYPOINT_THRESHOLD}
         for start, end, color in getattr(self.metadata, "keypoint_connection_rules", None) or []:
             if start in seen and end in seen:
-                self.draw_line(*zip(seen[start], seen[end]), color=[c / 255 for c in color])
+                (x0, y0), (x1, y1) = seen[start], seen[end]
+                self.draw_line([x0, x1], [y0, y1], color=[c / 255 for c in color])
         for point in seen.values():
             self.draw_circle(point, color=(1.0, 0.0, 0.0))
         return self.output

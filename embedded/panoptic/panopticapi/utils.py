@@ -3,13 +3,17 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
 MAX_ID = 256**3 - 1
 
 
+@overload
+def rgb2id(color: np.ndarray) -> np.ndarray: ...
+@overload
+def rgb2id(color: Sequence[int]) -> int: ...
 def rgb2id(color: np.ndarray | Sequence[int]) -> np.ndarray | int:
     """Read ids off colours.
 
@@ -58,7 +62,7 @@ class IdGenerator:
 
     def __init__(self, categories: Mapping[int, Mapping[str, Any]]) -> None:
         self.categories = categories
-        self.taken_colors = {(0, 0, 0)}
+        self.taken_colors: set[tuple[int, ...]] = {(0, 0, 0)}
         self.taken_colors |= {tuple(c["color"]) for c in categories.values() if c["isthing"] == 0}
 
     def get_color(self, cat_id: int) -> list[int]:

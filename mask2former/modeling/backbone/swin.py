@@ -19,6 +19,8 @@ from ..position_encoding import cached_per_shape
 class SwinTransformer(Backbone):
     """Four stages of windowed attention at strides 4 to 32; the features are "res2" to "res5"."""
 
+    absolute_pos_embed: nn.Parameter | None
+
     def __init__(
         self,
         *,

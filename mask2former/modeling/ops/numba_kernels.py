@@ -15,6 +15,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ WORK_PER_THREAD = 50_000
 Shapes = Sequence[tuple[int, int]]
 
 # No nnan, no ninf: a NaN must come out as NaN.
-OPTIONS = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
+OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
 _F = np.float32
 _ZERO, _HALF, _ONE = _F(0), _F(0.5), _F(1)
 
@@ -94,6 +95,7 @@ def _arguments(
     levels = np.column_stack([sizes, np.cumsum(sizes.prod(1)) - sizes.prod(1)]).astype(np.int32)
     at = _array(points)
     if weights is None:
+        assert reference is not None
         return _array(value), levels, at, at, at.shape[2] // 3 * 2, _array(reference), True
     return _array(value), levels, at, _array(weights), 0, np.zeros((1, 2), np.float32), False
 

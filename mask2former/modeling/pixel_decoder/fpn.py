@@ -109,7 +109,8 @@ class TransformerEncoderPixelDecoder(BasePixelDecoder):
             )
             for _ in range(transformer_enc_layers)
         )
-        self.transformer.encoder.norm = nn.LayerNorm(conv_dim) if transformer_pre_norm else None
+        norm_after: Any = nn.LayerNorm(conv_dim) if transformer_pre_norm else None
+        self.transformer.encoder.norm = norm_after
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from ..layers import MLP, Attention
+from ..layers import MLP, Attention, projection
 from ..position_encoding import sine_position_encoding
 from .build import TRANSFORMER_DECODER_REGISTRY
 from .prediction import Prediction
@@ -69,7 +69,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         self.level_embed = nn.Embedding(NUM_LEVELS, hidden_dim)
         project = in_channels != hidden_dim or enforce_input_project
         self.input_proj = nn.ModuleList(
-            _projection(in_channels, hidden_dim) if project else nn.Identity() for _ in range(NUM_LEVELS)
+            projection(in_channels, hidden_dim) if project else nn.Identity() for _ in range(NUM_LEVELS)
         )
         self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
         self.mask_embed = MLP(hidden_dim, hidden_dim, mask_dim, 3)
@@ -218,10 +218,3 @@ class FeedForwardLayer(_Residual):
     def forward(self, queries: Tensor) -> Tensor:
         """(B, Q, C) to (B, Q, C)."""
         return self.after(queries, self.linear2(self.linear1(self.before(queries)).relu()))
-
-
-def _projection(in_channels: int, out_channels: int) -> nn.Conv2d:
-    conv = nn.Conv2d(in_channels, out_channels, 1)
-    nn.init.kaiming_uniform_(conv.weight, a=1)
-    nn.init.zeros_(conv.bias)
-    return conv

@@ -9,7 +9,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from ..layers import MLP, Attention, add_position
+from ..layers import MLP, Attention, add_position, projection
 from ..position_encoding import sine_position_encoding
 from .build import TRANSFORMER_DECODER_REGISTRY
 from .prediction import Prediction
@@ -56,10 +56,7 @@ class StandardTransformerDecoder(nn.Module):
         )
         self.query_embed = nn.Embedding(num_queries, hidden_dim)
         project = in_channels != hidden_dim or enforce_input_project
-        self.input_proj = nn.Conv2d(in_channels, hidden_dim, 1) if project else nn.Identity()
-        if project:
-            nn.init.kaiming_uniform_(self.input_proj.weight, a=1)
-            nn.init.zeros_(self.input_proj.bias)
+        self.input_proj = projection(in_channels, hidden_dim) if project else nn.Identity()
         self.class_embed = nn.Linear(hidden_dim, num_classes + 1) if mask_classification else None
         self.mask_embed = MLP(hidden_dim, hidden_dim, mask_dim, 3)
 
@@ -176,6 +173,8 @@ class EncoderLayer(nn.Module):
     """Pixels attend to each other; then a feed-forward."""
 
     num_norms = 2
+    norm1: nn.LayerNorm
+    norm2: nn.LayerNorm
 
     def __init__(self, channels: int, num_heads: int, hidden_channels: int, dropout: float, pre_norm: bool) -> None:
         super().__init__()
@@ -210,12 +209,15 @@ class DecoderLayer(EncoderLayer):
     """Queries attend to each other, then to the pixels; then a feed-forward."""
 
     num_norms = 3
+    norm3: nn.LayerNorm
 
     def __init__(self, channels: int, num_heads: int, hidden_channels: int, dropout: float, pre_norm: bool) -> None:
         super().__init__(channels, num_heads, hidden_channels, dropout, pre_norm)
         self.multihead_attn = Attention(channels, num_heads, dropout)
 
-    def forward(self, x: Tensor, query_position: Tensor, memory: Tensor, position: Tensor) -> Tensor:
+    def forward(  # type: ignore[override]  # also takes what to attend to
+        self, x: Tensor, query_position: Tensor, memory: Tensor, position: Tensor
+    ) -> Tensor:
         """(B, Q, C) queries over the (B, S, C) memory to (B, Q, C)."""
         keys = memory + position
         x = self.residual(x, self.norm1, lambda y: self.attend(y, query_position))

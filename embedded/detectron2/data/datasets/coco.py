@@ -238,7 +238,8 @@ def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
         {"id": original_id.get(index, index), "name": class_name}
         for index, class_name in enumerate(meta.get("thing_classes", []))
     ]
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for position, record in enumerate(DatasetCatalog.get(dataset_name)):
         image_id = record.get("image_id", position)
         size = {"width": int(record["width"]), "height": int(record["height"])}

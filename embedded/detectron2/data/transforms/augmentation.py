@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from fvcore.transforms.transform import Transform, TransformList
@@ -89,8 +89,8 @@ class Augmentation:
 
     def _rand_range(self, low: float = 1.0, high: float | None = None, size: Any = None) -> Any:
         """Draw uniformly from [low, high), or from [0, low) when `high` is not given."""
-        bounds = (0, low) if high is None else (low, high)
-        return np.random.uniform(*bounds, size)
+        start, end = (0.0, low) if high is None else (low, high)
+        return np.random.uniform(start, end, size)
 
     def __repr__(self) -> str:
         """The constructor call, without arguments that are at their default."""
@@ -152,15 +152,18 @@ class AugmentationList(Augmentation):
         return f"AugmentationList[{', '.join(map(repr, self.augs))}]"
 
 
+Input = TypeVar("Input", np.ndarray, AugInput)
+
+
 def apply_augmentations(
-    augmentations: Sequence[Augmentation | Transform], inputs: np.ndarray | AugInput
-) -> tuple[np.ndarray | AugInput, TransformList]:
+    augmentations: Sequence[Augmentation | Transform], inputs: Input
+) -> tuple[Input, TransformList]:
     """Augment an image, or an `AugInput` in place.
 
     Returns:
         what came in, augmented, and what was done to it.
     """
-    if not isinstance(inputs, np.ndarray):
+    if isinstance(inputs, AugInput):
         return inputs, AugmentationList(augmentations)(inputs)
     aug_input = AugInput(inputs)
     done = AugmentationList(augmentations)(aug_input)

@@ -64,11 +64,11 @@ class Resize(Augmentation):
 
     def __init__(self, shape: int | tuple[int, int], interp: int = Image.BILINEAR) -> None:
         """`shape` is (h, w), or the side of a square."""
-        self.shape = (shape, shape) if isinstance(shape, int) else tuple(shape)
+        self.shape = (shape, shape) if isinstance(shape, int) else (shape[0], shape[1])
         self.interp = interp
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        return ResizeTransform(*image.shape[:2], *self.shape, self.interp)
+        return ResizeTransform(image.shape[0], image.shape[1], *self.shape, self.interp)
 
 
 class RandomResize(Augmentation):
@@ -80,7 +80,7 @@ class RandomResize(Augmentation):
 
     def get_transform(self, image: np.ndarray) -> Transform:
         chosen = self.shape_list[np.random.choice(len(self.shape_list))]
-        return ResizeTransform(*image.shape[:2], *chosen, self.interp)
+        return ResizeTransform(image.shape[0], image.shape[1], *chosen, self.interp)
 
 
 class ResizeShortestEdge(Augmentation):
@@ -238,9 +238,11 @@ class RandomCrop(Augmentation):
         """Draw (h, w) of the window."""
         first, second = self.crop_size
         if self.crop_type == "absolute_range":
-            crop_h, crop_w = (np.random.randint(min(side, first), min(side, second) + 1) for side in image_size)
+            crop_h, crop_w = (
+                np.random.randint(int(min(side, first)), int(min(side, second)) + 1) for side in image_size
+            )
         elif self.crop_type == "absolute":
-            crop_h, crop_w = (min(side, wanted) for side, wanted in zip(image_size, self.crop_size))
+            crop_h, crop_w = (int(min(side, wanted)) for side, wanted in zip(image_size, self.crop_size))
         else:
             shares = np.array([first, second])
             if self.crop_type == "relative_range":
@@ -376,7 +378,7 @@ class RandomRotation(Augmentation):
         height, width = image.shape[:2]
         share = None
         if self.is_range:
-            angle = np.random.uniform(*self.angle)
+            angle = np.random.uniform(self.angle[0], self.angle[1])
             if self.center is not None:
                 (min_x, min_y), (max_x, max_y) = self.center
                 share = (np.random.uniform(min_x, max_x), np.random.uniform(min_y, max_y))

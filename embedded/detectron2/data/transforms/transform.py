@@ -1,6 +1,7 @@
 """Transforms beyond those of fvcore: resize, rotate, cut out a window, change colours."""
 
 from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
@@ -146,7 +147,8 @@ class RotationTransform(_AffineTransform):
         self.expand, self.center, self.interp = expand, center, interp
         middle = (w / 2, h / 2)
         if angle % 360 == 0:
-            matrix, bound_h, bound_w = np.eye(2, 3), h, w
+            matrix: np.ndarray = np.eye(2, 3)
+            bound_h, bound_w = h, w
         else:
             matrix = cv2.getRotationMatrix2D(middle if center is None else tuple(center), angle, 1.0)
             cos, sin = np.abs(matrix[0, :2])
@@ -154,7 +156,7 @@ class RotationTransform(_AffineTransform):
             if expand:
                 bound_h, bound_w = int(np.rint(h * cos + w * sin)), int(np.rint(h * sin + w * cos))
                 moved_middle = matrix[:, :2] @ middle + matrix[:, 2]
-                matrix[:, 2] += (bound_w / 2, bound_h / 2) - moved_middle
+                matrix[:, 2] += np.subtract((bound_w / 2, bound_h / 2), moved_middle)
         self.bound_h, self.bound_w = bound_h, bound_w
         super().__init__(matrix, (h, w), (bound_h, bound_w), cv2.INTER_LINEAR if interp is None else interp)
 
@@ -234,4 +236,5 @@ class PILColorTransform(ColorTransform):
     """A `ColorTransform` whose function takes and returns a Pillow image."""
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        return np.asarray(self.op(Image.fromarray(img)))
+        picture: Any = Image.fromarray(img)
+        return np.asarray(self.op(picture))

@@ -33,6 +33,9 @@ class SemanticSegmentor(nn.Module):
         pixel_mean, pixel_std: one value for each channel of the image, in its channel order.
     """
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     @configurable
     def __init__(
         self, *, backbone: Backbone, sem_seg_head: nn.Module, pixel_mean: list[float], pixel_std: list[float]

@@ -2,6 +2,7 @@
 
 import math
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -41,7 +42,7 @@ class WarmupPolyLR(LRScheduler):
         self.constant_ending = constant_ending
         super().__init__(optimizer, last_epoch)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         """The rate of each parameter group at iteration `last_epoch`."""
         factor = self._factor(self.last_epoch)
         return [base_lr * factor for base_lr in self.base_lrs]
