@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pycocotools.mask as mask_util
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
@@ -95,10 +96,12 @@ class _TrainingMapper:
         height, width = dataset_dict["image"].shape[-2:]
         gt_classes = torch.tensor(classes, dtype=torch.int64)
         self._check_classes(dataset_dict, gt_classes)
-        filled = (masks != 0).flatten(1).any(1)
+        filled = masks.flatten(1).any(1).to(torch.bool)
         instances = Instances((height, width))
         instances.gt_classes = gt_classes[filled]
-        instances.gt_masks = masks[filled] if filled.any() else torch.zeros((0, height, width))
+        instances.gt_masks = masks if filled.all() else masks[filled]
+        if not filled.any():
+            instances.gt_masks = torch.zeros((0, height, width))
         if self.with_boxes:
             boxes = BitMasks(instances.gt_masks).get_bounding_boxes() if filled.any() else Boxes(torch.zeros((0, 4)))
             instances.gt_boxes = boxes
@@ -182,10 +185,25 @@ def _annotation_masks(
         kept.append(utils.transform_instance_annotations(annotation, transforms, size))
         if isinstance(kept[-1]["segmentation"], np.ndarray):  # a bitmap, whose padding by a crop is neither 0 nor 1
             kept[-1]["segmentation"] = (kept[-1]["segmentation"] == 1).astype(np.uint8)
-    if not kept:
-        return [], _stack([], size)
-    instances = utils.annotations_to_instances(kept, size, mask_format="bitmask")
-    return instances.gt_classes.tolist(), instances.gt_masks.tensor
+    masks = torch.zeros(len(kept), *size, dtype=torch.bool)
+    for mask, annotation in zip(masks, kept, strict=True):
+        shape = annotation["segmentation"]
+        if isinstance(shape, list):
+            _draw(shape, mask.numpy())
+        else:
+            mask.copy_(torch.from_numpy(np.ascontiguousarray(shape)))
+    return [annotation["category_id"] for annotation in kept], masks
+
+
+def _draw(polygons: list[np.ndarray], mask: np.ndarray) -> None:
+    """Draw the polygons of one instance as COCO does on a mask (h, w) of zeros, touching only the box around them."""
+    if not polygons:
+        return
+    parts = mask_util.frPyObjects([np.asarray(polygon, dtype=np.float64).tolist() for polygon in polygons], *mask.shape)
+    encoded = mask_util.merge(parts)
+    x, y, width, height = (int(number) for number in mask_util.toBbox(encoded))
+    box = np.s_[y : y + height, x : x + width]
+    mask[box] = mask_util.decode(encoded)[box]
 
 
 # Crop-based mappers (ADE20K, Cityscapes, Mapillary Vistas)
@@ -194,7 +212,9 @@ def _annotation_masks(
 def _crop_augmentations(cfg: CfgNode, category_area: bool, ignore_label: int | None = None) -> list[Any]:
     """Resize the shortest edge, crop, jitter colours, flip; `category_area` keeps crops from showing one class only."""
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
-    augmentations = [T.ResizeShortestEdge(sizes, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)]
+    augmentations: list[Any] = [
+        T.ResizeShortestEdge(sizes, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
+    ]
     crop = cfg.INPUT.CROP
     if crop.ENABLED and category_area:
         area = crop.SINGLE_CATEGORY_MAX_AREA
@@ -259,7 +279,7 @@ class MaskFormerSemanticDatasetMapper(_TrainingMapper):
         published training targets come from that rule.
         """
         aug_input = T.AugInput(image, sem_seg=None if sem_seg is None else sem_seg.astype("double"))
-        aug_input, transforms = T.apply_transform_gens(self.augmentations, aug_input)
+        _, transforms = T.apply_transform_gens(self.augmentations, aug_input)  # in place
         labels = aug_input.sem_seg
         return aug_input.image, None if labels is None else np.ascontiguousarray(labels).astype(np.int64), transforms
 
@@ -372,7 +392,7 @@ class COCOInstanceNewBaselineDatasetMapper(COCOPanopticNewBaselineDatasetMapper)
         # Padding is what the crop fills with another value than the zeros that go in.
         dataset_dict["padding_mask"] = torch.from_numpy(transforms.apply_segmentation(inside) != 0)
         classes, masks = _annotation_masks(annotations, transforms, image.shape[:2])
-        self._finish(dataset_dict, image, classes, masks.to(torch.uint8))
+        self._finish(dataset_dict, image, classes, masks.view(torch.uint8))
 
 
 MAPPERS = {
