@@ -15,8 +15,9 @@ EXTRAS = {
     "demo": ["gradio"],
     "video": ["av"],
     "cityscapes": ["cityscapesscripts"],
-    "dev": ["ruff", "mypy", "pytest", "pytest-xdist", "hypothesis", "transformers>=5", "safetensors", "cityscapesscripts", "av"],
 }
+EXTRAS["dev"] = [name for extra in ("hf", "cityscapes", "video") for name in EXTRAS[extra]]
+EXTRAS["dev"] += ["ruff", "mypy", "pytest", "pytest-xdist", "hypothesis"]
 
 setup(
     name="mask2former",

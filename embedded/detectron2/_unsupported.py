@@ -27,7 +27,7 @@ _MODULES = """
     modeling.backbone.fpn modeling.backbone.mvit modeling.backbone.regnet modeling.backbone.swin
     modeling.backbone.utils modeling.backbone.vit
     modeling.meta_arch.dense_detector modeling.meta_arch.fcos modeling.meta_arch.panoptic_fpn
-    modeling.meta_arch.rcnn modeling.meta_arch.retinanet modeling.meta_arch.semantic_seg
+    modeling.meta_arch.rcnn modeling.meta_arch.retinanet
     projects.panoptic_deeplab projects.densepose projects.tensormask projects.tridentnet
     structures.keypoints structures.rotated_boxes
     utils.develop utils.testing utils.tracing utils.torch_version_utils
@@ -42,12 +42,12 @@ NAMES: dict[str, frozenset[str]] = {
         "detectron2.checkpoint": "ModelCatalog",
         "detectron2.data.datasets": """register_lvis_instances load_lvis_json get_lvis_instances_meta load_voc_instances
             register_pascal_voc""",
-        "detectron2.evaluation": """LVISEvaluator PascalVOCDetectionEvaluator RotatedCOCOEvaluator""",
-        "detectron2.layers": """ASPP BatchedNMS ROIAlign ROIAlignRotated DepthwiseSeparableConv2d DeformConv
-            ModulatedDeformConv batched_nms batched_nms_rotated nms nms_rotated paste_masks_in_image roi_align
+        "detectron2.evaluation": "PascalVOCDetectionEvaluator RotatedCOCOEvaluator",
+        "detectron2.layers": """ASPP BatchedNMS ROIAlign ROIAlignRotated DepthwiseSeparableConv2d
+            batched_nms batched_nms_rotated nms nms_rotated paste_masks_in_image roi_align
             roi_align_rotated pairwise_iou_rotated diou_loss ciou_loss CycleBatchNormList""",
         "detectron2.modeling": """ANCHOR_GENERATOR_REGISTRY FPN FCOS GeneralizedRCNN ProposalNetwork RetinaNet RPN
-            PanopticFPN SemanticSegmentor SemSegFPNHead GeneralizedRCNNWithTTA MViT ViT SimpleFeaturePyramid RegNet
+            PanopticFPN SemSegFPNHead GeneralizedRCNNWithTTA MViT ViT SimpleFeaturePyramid RegNet
             SwinTransformer MMDetBackbone MMDetDetector PROPOSAL_GENERATOR_REGISTRY ROI_HEADS_REGISTRY
             ROI_BOX_HEAD_REGISTRY ROI_MASK_HEAD_REGISTRY ROI_KEYPOINT_HEAD_REGISTRY RPN_HEAD_REGISTRY
             BaseMaskRCNNHead BaseKeypointRCNNHead FastRCNNOutputLayers ROIHeads StandardROIHeads Res5ROIHeads
@@ -57,7 +57,7 @@ NAMES: dict[str, frozenset[str]] = {
         "detectron2.modeling.backbone": """FPN MViT ViT SimpleFeaturePyramid RegNet SwinTransformer MMDetBackbone
             get_vit_lr_decay_rate build_resnet_fpn_backbone""",
         "detectron2.modeling.meta_arch": "GeneralizedRCNN ProposalNetwork RetinaNet PanopticFPN FCOS DenseDetector",
-        "detectron2.structures": "Keypoints RotatedBoxes ROIMasks heatmaps_to_keypoints pairwise_iou_rotated",
+        "detectron2.structures": "heatmaps_to_keypoints pairwise_iou_rotated",
         "detectron2.utils": "develop testing tracing",
     }.items()
 }
