@@ -100,7 +100,9 @@ def report(title: str, rows: list[dict[str, Any]], path: Path | None) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [[_shown(row.get(column, "")) for column in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in (columns, *cells)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in (columns, *cells)
+    ]
     sys.stdout.write("\n".join([title, *lines, ""]))
     if path:
         machine = {

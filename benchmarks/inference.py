@@ -1,8 +1,8 @@
 """Image to results: this model against the published order of operations, or against transformers'.
 
-    python benchmarks/inference.py --config r50 --size 800 1088
-    python benchmarks/inference.py --config swin_t --against transformers
-    python benchmarks/inference.py --batches 1 2 4 8 --size 320 480
+python benchmarks/inference.py --config r50 --size 800 1088
+python benchmarks/inference.py --config swin_t --against transformers
+python benchmarks/inference.py --batches 1 2 4 8 --size 320 480
 """
 
 from typing import Any
@@ -71,7 +71,9 @@ def compare(args: Any) -> None:
         }
         for name, times in measured.items()
     ]
-    report(f"{args.config}, {height}x{width} to {out_height}x{out_width}, {operations / 1e9:.0f} GFLOP", rows, args.json)
+    report(
+        f"{args.config}, {height}x{width} to {out_height}x{out_width}, {operations / 1e9:.0f} GFLOP", rows, args.json
+    )
 
 
 def agree(expected: dict[str, Any], result: dict[str, Any]) -> str:
@@ -120,7 +122,9 @@ def throughput(args: Any) -> None:
     rows = []
     for size in args.batches:
         batch = [{"image": image(*((width, height) if i % 3 == 2 else (height, width)))} for i in range(size)]
-        measured = alternate({"batch": lambda: model(batch), "singly": lambda: [model([x]) for x in batch]}, args.repeats)  # noqa: B023
+        measured = alternate(
+            {"batch": lambda: model(batch), "singly": lambda: [model([x]) for x in batch]}, args.repeats
+        )  # noqa: B023
         rows.append({"batch": size} | {f"{name} images/cpu s": size / times["cpu"] for name, times in measured.items()})
     report(f"{args.config}, {height}x{width} and upright", rows, args.json)
 

@@ -116,7 +116,9 @@ def plain_decoder(decoder: nn.Module, levels: list[Tensor], mask_features: Tenso
     return layers[-1] | {"aux_outputs": layers[:-1]}
 
 
-def plain_attention(layer: nn.Module, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None = None) -> Tensor:
+def plain_attention(
+    layer: nn.Module, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None = None
+) -> Tensor:
     """Attention with its weights written down; `hidden` (B, Q, S) is True where a query may not look."""
     mask = None if hidden is None else hidden.repeat_interleave(layer.num_heads, 0)
     out, _ = F.multi_head_attention_forward(
@@ -139,7 +141,9 @@ def plain_attention(layer: nn.Module, query: Tensor, key: Tensor, value: Tensor,
     return out.transpose(0, 1)
 
 
-def plain_losses(criterion: SetCriterion, outputs: dict[str, Any], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+def plain_losses(
+    criterion: SetCriterion, outputs: dict[str, Any], targets: list[dict[str, Tensor]]
+) -> dict[str, Tensor]:
     """Weighted losses, layer by layer, from whole masks."""
     floats = [target | {"masks": target["masks"].float()} for target in targets]
     losses = criterion(outputs, floats)

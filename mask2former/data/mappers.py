@@ -196,14 +196,17 @@ def _annotation_masks(
 
 
 def _draw(polygons: list[np.ndarray], mask: np.ndarray) -> None:
-    """Draw the polygons of one instance as COCO does on a mask (h, w) of zeros, touching only the box around them."""
+    """Draw the polygons of one instance as COCO does on a mask (h, w) of zeros.
+
+    What lies right of and below them is left alone.
+    """
     if not polygons:
         return
-    parts = mask_util.frPyObjects([np.asarray(polygon, dtype=np.float64).tolist() for polygon in polygons], *mask.shape)
-    encoded = mask_util.merge(parts)
-    x, y, width, height = (int(number) for number in mask_util.toBbox(encoded))
-    box = np.s_[y : y + height, x : x + width]
-    mask[box] = mask_util.decode(encoded)[box]
+    parts = [np.asarray(polygon, dtype=np.float64) for polygon in polygons]
+    right, bottom = (int(max(part[axis::2].max() for part in parts)) + 2 for axis in (0, 1))
+    canvas = mask[: max(bottom, 1), : max(right, 1)]
+    encoded = mask_util.frPyObjects([part.tolist() for part in parts], *canvas.shape)
+    canvas[:] = mask_util.decode(mask_util.merge(encoded))
 
 
 # Crop-based mappers (ADE20K, Cityscapes, Mapillary Vistas)

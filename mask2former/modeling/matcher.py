@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from detectron2.projects.point_rend.point_features import point_sample
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from .points import sample_features, sample_masks
@@ -56,6 +55,8 @@ class HungarianMatcher(nn.Module):
         Returns:
             N lists of B matches; each pair of tensors, on the device of the predictions, has min(Q, G) entries.
         """
+        from scipy.optimize import linear_sum_assignment  # here: half of the time it takes to import this package
+
         device = layers[0]["pred_logits"].device
         points = torch.rand(len(layers), len(targets), self.num_points, 2, device=device)
         with torch.autocast(device.type, enabled=False):

@@ -94,7 +94,6 @@ def ms_deform_attn_projected(
     return ms_deform_attn(value, spatial_shapes, locations, weights, chosen)
 
 
-@torch.compiler.assume_constant_result
 def choose_backend(device: str, dtype: torch.dtype, backend: str | None = None) -> str:
     """Name of the back end for tensors of this device and type; see `ms_deform_attn`."""
     name = backend or os.environ.get(ENVIRONMENT, "auto")
@@ -112,6 +111,10 @@ def choose_backend(device: str, dtype: torch.dtype, backend: str | None = None) 
             f"not {dtype} on {device}; choose 'auto' or 'reference'"
         )
     return name
+
+
+# What torch.compiler.assume_constant_result does, which imports the whole compiler: seconds at every start.
+choose_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache
