@@ -15,7 +15,7 @@ OTHERWISE = {
     "test_missing_sizes_are_filled_in": "upstream fills in sizes only where both are missing",
     "test_the_given_polygon_is_not_changed": "upstream changes the array it is given",
     "test_a_run_learns_checkpoints_evaluates_and_writes": "upstream writes the lines of an evaluation at another place",
-    "test_the_parts_are_the_ones_overridden": "upstream reads its last checkpoint for precise statistics",
+    "test_the_parts_are_the_ones_overridden": "upstream leaves the output folder to its writers",
     "test_set_up_records_the_config_and_seeds": "upstream's log has other words",
     "test_two_processes_score_like_one": "upstream's data needs all metadata",
     "test_progress_says_where_the_time_goes_and_how_much_is_left": "upstream's log follows another clock",
@@ -34,8 +34,8 @@ OTHERWISE = {
     "test_the_memory_of_what_was_seen_does_not_grow": "upstream takes only its own metadata class",
     "test_tiny_images_can_be_drawn_on": "upstream takes only its own metadata class",
     "test_nothing_predicted_leaves_the_image_as_it_is": "upstream takes only its own metadata class",
-    "test_generic_mask_knows_area_box_and_outline": "upstream needs its own kind of outline",
-    "test_the_palette_has_74_colours_and_orders": "upstream's palette has another order",
+    "test_generic_mask_knows_area_box_and_outline": "upstream's boxes follow the outline, a pixel less",
+    "test_the_palette_has_74_colours_and_orders": "only 70 of upstream's 74 colours differ",
 }
 
 

@@ -73,7 +73,7 @@ class Pair:
             )
         hook.remove()
         # The first call's dict is the outermost's; the hook runs innermost first.
-        self.their_losses = {rename(name): float(value) for name, value in caught[-1].items()}
+        self.their_losses = {rename(name): float(value.detach()) for name, value in caught[-1].items()}
         output.loss.backward()
         gradients = {name: p.grad for name, p in self.theirs.named_parameters() if p.grad is not None}
         self.their_gradients = to_detectron2(gradients)
