@@ -44,12 +44,12 @@ def compare(args: Any) -> None:
     sample = {"image": image(height, width), "height": out_height, "width": out_width}
     if args.against == "plain":
         other = PlainModel(precise)
-        run_other = lambda: other([sample])[0]  # noqa: E731
+        run_other = lambda: other([sample])[0]
     else:
         from against_transformers import Transformers
 
         other = Transformers(precise, args.config)
-        run_other = lambda: other(sample)  # noqa: E731
+        run_other = lambda: other(sample)
     sides = {args.against: run_other, "float32": lambda: precise([sample])[0], "bfloat16": lambda: fast([sample])[0]}
     agreement = {name: agree(sides[args.against](), run()) for name, run in sides.items()}
     agreement |= mask_signs(precise, fast, sample)
@@ -124,7 +124,7 @@ def throughput(args: Any) -> None:
         batch = [{"image": image(*((width, height) if i % 3 == 2 else (height, width)))} for i in range(size)]
         measured = alternate(
             {"batch": lambda: model(batch), "singly": lambda: [model([x]) for x in batch]}, args.repeats
-        )  # noqa: B023
+        )
         rows.append({"batch": size} | {f"{name} images/cpu s": size / times["cpu"] for name, times in measured.items()})
     report(f"{args.config}, {height}x{width} and upright", rows, args.json)
 
