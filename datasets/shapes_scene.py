@@ -251,7 +251,7 @@ def make_scene(rng: np.random.Generator, size: int) -> Scene:
         return scene
     if rng.random() < 0.08:
         draw_crowd(rng, scene, size / 128)
-    for _ in range(rng.integers(1, 8)):
+    for _ in range(rng.integers(1, 7)):
         draw_thing(rng, scene, size / 128)
     return scene
 
@@ -289,7 +289,7 @@ def draw_thing(rng: np.random.Generator, scene: Scene, scale: float) -> None:
     """Put a thing somewhere where it does not hide too much of another one; give up after some places."""
     category = THINGS[rng.integers(len(THINGS))]
     height, width = scene.owner.shape
-    side = min(scale * MIN_SIDE * (MAX_SIDE / MIN_SIDE) ** rng.beta(3.0, 1.6), 0.85 * min(height, width))
+    side = min(scale * MIN_SIDE * (MAX_SIDE / MIN_SIDE) ** rng.beta(4.0, 1.4), 0.85 * min(height, width))
     shape = outline(rng, category["name"])
     for _ in range(8):
         center = rng.uniform(0.04, 0.96, 2) * (width, height)
