@@ -5,6 +5,7 @@ python benchmarks/inference.py --config swin_t --against transformers
 python benchmarks/inference.py --batches 1 2 4 8 --size 320 480
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -123,10 +124,14 @@ def throughput(args: Any) -> None:
     for size in args.batches:
         batch = [{"image": image(*((width, height) if i % 3 == 2 else (height, width)))} for i in range(size)]
         measured = alternate(
-            {"batch": lambda: model(batch), "singly": lambda: [model([x]) for x in batch]}, args.repeats
+            {"batch": partial(model, batch), "singly": partial(one_by_one, model, batch)}, args.repeats
         )
         rows.append({"batch": size} | {f"{name} images/cpu s": size / times["cpu"] for name, times in measured.items()})
     report(f"{args.config}, {height}x{width} and upright", rows, args.json)
+
+
+def one_by_one(model: Any, batch: list[dict[str, Any]]) -> list[Any]:
+    return [model([sample]) for sample in batch]
 
 
 def profile(args: Any) -> None:

@@ -1,7 +1,8 @@
 """The published order of operations, as the other side of every comparison; not for use.
 
 Unfused operations on whole tensors: sampling by grid_sample, masks of every layer at full resolution, every query
-upsampled twice in float32, all class scores. Weights are those of the given model; so are its results, but for rounding.
+upsampled twice in float32, all class scores. Weights and, but for rounding, results are
+those of the given model.
 
 B images, Q queries, K classes, C channels, h w size of a feature level, H W size of the result.
 """
