@@ -167,7 +167,9 @@ class MaskFormer(nn.Module):
 
     def predictions(self, images: Tensor) -> dict[str, Any]:
         """What the queries predict for normalised images (B, 3, H, W); see the head."""
-        images = images.contiguous(memory_format=torch.channels_last)
+        # Batch statistics of channels-last tensors lose a digit and a half on the CPU, where torch sums them naively.
+        if not (self.training and images.device.type == "cpu"):
+            images = images.contiguous(memory_format=torch.channels_last)
         if self.training or self.precision == "float32":
             return self.sem_seg_head(self.backbone(images))
         with torch.autocast(images.device.type, torch.bfloat16):
