@@ -53,8 +53,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     groups = parameter_groups(cfg, model)
     name = cfg.SOLVER.OPTIMIZER
     if name == "ADAMW":
-        on_cuda = any(p.is_cuda for p in model.parameters())
-        optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, cfg.SOLVER.BASE_LR, fused=on_cuda or None)
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, cfg.SOLVER.BASE_LR, fused=True)
     elif name == "SGD":
         optimizer = torch.optim.SGD(groups, cfg.SOLVER.BASE_LR, momentum=cfg.SOLVER.MOMENTUM)
     else:
