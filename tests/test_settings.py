@@ -20,7 +20,7 @@ def build(*options, by=build_model):
     ("key", "choices"),
     [
         ("MODEL.BACKBONE.NAME", r"D2SwinTransformer, .*build_resnet_backbone"),
-        ("MODEL.SEM_SEG_HEAD.NAME", r"MaskFormerHead, PerPixelBaselineHead, PerPixelBaselinePlusHead"),
+        ("MODEL.SEM_SEG_HEAD.NAME", r"MaskFormerHead, .*PerPixelBaselineHead, PerPixelBaselinePlusHead"),
         (
             "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME",
             r"BasePixelDecoder, MSDeformAttnPixelDecoder, TransformerEncoderPixelDecoder\.",

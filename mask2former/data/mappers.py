@@ -94,8 +94,8 @@ class _TrainingMapper:
         dataset_dict["image"] = self._pad(image_tensor, IMAGE_PAD_VALUE)
         masks = self._pad(masks, 0)
         height, width = dataset_dict["image"].shape[-2:]
+        self._check_classes(dataset_dict, classes)
         gt_classes = torch.tensor(classes, dtype=torch.int64)
-        self._check_classes(dataset_dict, gt_classes)
         filled = masks.flatten(1).any(1).to(torch.bool)
         instances = Instances((height, width))
         instances.gt_classes = gt_classes[filled]
@@ -116,15 +116,14 @@ class _TrainingMapper:
             x, (0, self.size_divisibility - width, 0, self.size_divisibility - height), value=value
         ).contiguous()
 
-    def _check_classes(self, dataset_dict: dict[str, Any], classes: Tensor) -> None:
-        if self.num_classes is None:
-            return
-        wrong = classes[(classes < 0) | (classes >= self.num_classes)]
-        if len(wrong):
-            raise ValueError(
-                f"{dataset_dict['file_name']} has class {int(wrong[0])}, expected 0 to {self.num_classes - 1} "
-                "(MODEL.SEM_SEG_HEAD.NUM_CLASSES): fix the labels, the ignore label or the number of classes."
-            )
+    def _check_classes(self, dataset_dict: dict[str, Any], classes: list[int]) -> None:
+        most = float("inf") if self.num_classes is None else self.num_classes - 1
+        for value in classes:
+            if not isinstance(value, (int, np.integer)) or not 0 <= value <= most:
+                raise ValueError(
+                    f"{dataset_dict['file_name']} has class {value}, expected 0 to {most} "
+                    "(MODEL.SEM_SEG_HEAD.NUM_CLASSES): fix the labels, the ignore label or the number of classes."
+                )
 
 
 def _segment_masks(dataset_dict: dict[str, Any], ids: np.ndarray) -> tuple[list[int], Tensor]:

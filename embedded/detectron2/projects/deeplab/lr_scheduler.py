@@ -1,6 +1,7 @@
 """The polynomial learning rate schedule with a warm-up."""
 
 import math
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -41,6 +42,11 @@ class WarmupPolyLR(LRScheduler):
         self.power = power
         self.constant_ending = constant_ending
         super().__init__(optimizer, last_epoch)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over where the schedule is; its shape stays this one's, so a run can be resumed with a longer one."""
+        place = ("base_lrs", "last_epoch", "_step_count", "_last_lr")
+        super().load_state_dict({key: value for key, value in state_dict.items() if key in place})
 
     def get_lr(self) -> list[float | Tensor]:
         """The rate of each parameter group at iteration `last_epoch`."""
