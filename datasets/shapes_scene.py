@@ -289,7 +289,7 @@ def draw_thing(rng: np.random.Generator, scene: Scene, scale: float) -> None:
     """Put a thing somewhere where it does not hide too much of another one; give up after some places."""
     category = THINGS[rng.integers(len(THINGS))]
     height, width = scene.owner.shape
-    side = min(scale * MIN_SIDE * (MAX_SIDE / MIN_SIDE) ** rng.beta(4.0, 1.4), 0.85 * min(height, width))
+    side = min(scale * MIN_SIDE * (MAX_SIDE / MIN_SIDE) ** rng.beta(5.0, 1.3), 0.85 * min(height, width))
     shape = outline(rng, category["name"])
     for _ in range(8):
         center = rng.uniform(0.04, 0.96, 2) * (width, height)
