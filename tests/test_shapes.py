@@ -141,7 +141,7 @@ def test_uncompressed_rle_by_hand(prepare_shapes):
 
 
 def test_all_forms_of_annotation_occur(prepare_shapes):
-    """In 60 scenes: polygons mostly, either RLE, crowds, images without things, void, large and small ids."""
+    """In 60 scenes: polygons, either RLE, crowds, images without things, void, large and small ids."""
     kinds, large_ids, empty, void, classes = [], 0, 0, 0, set()
     for number in range(60):
         rng = np.random.default_rng([0, 0, number])
@@ -157,7 +157,7 @@ def test_all_forms_of_annotation_occur(prepare_shapes):
         empty += not instances
         void += bool((semantic == 255).any())
         classes |= {segment["category_id"] for segment in segments}
-    assert kinds.count("polygon") > len(kinds) / 2 > kinds.count("str") > kinds.count("list") > 0
+    assert kinds.count("polygon") > len(kinds) / 3 and kinds.count("str") > kinds.count("list") > 0
     assert 10 < large_ids < 50 and 0 < empty < 15 and 5 < void < 50
     assert classes == {*range(1, 9), *range(11, 16)}
 
