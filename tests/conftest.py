@@ -62,7 +62,7 @@ def tiny_shapes(tiny_datasets, monkeypatch):
 
 
 def has_fast_coco_scores() -> bool:
-    """Whether COCOEvaluator's default implementation can run: the original's is compiled, which not every copy of it is.
+    """Whether COCOEvaluator can score by default: the original does it in a compiled part, which not every copy has.
 
     A copy used from its sources may have a Python file in the compiled part's place.
     """
