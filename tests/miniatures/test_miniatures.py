@@ -57,6 +57,7 @@ def test_a_panoptic_model_is_scored_at_every_task_that_is_on(name, data, tmp_pat
     assert scored - {"bbox"} == EXPECTED_TASKS[name] - {"bbox"}
 
 
+@pytest.mark.skipif(not EMBEDDED, reason="upstream does not join the processes that torchrun starts")
 def test_two_processes_score_like_one(data, tmp_path):
     row = next(row for row in miniatures.ROWS if (row.dataset, row.task) == ("Cityscapes", "panoptic"))
     root = data(row.dataset)
