@@ -251,7 +251,7 @@ def make_scene(rng: np.random.Generator, size: int) -> Scene:
         return scene
     if rng.random() < 0.08:
         draw_crowd(rng, scene, size / 128)
-    for _ in range(rng.integers(1, 7)):
+    for _ in range(rng.integers(1, 6)):
         draw_thing(rng, scene, size / 128)
     return scene
 
