@@ -109,9 +109,8 @@ def from_hub(source: str, file: Path, *, task: str | None = None) -> Path:
     metadata = check_fits(weights, cfg)
     _write(weights, metadata, file)
     described = file.with_suffix(".yaml")
-    described.write_text(
-        yaml.safe_dump(_nested({name: value_of(cfg, name) for name in settings} | {"MODEL.WEIGHTS": str(file)}))
-    )
+    written = {"VERSION": cfg.VERSION} | {name: value_of(cfg, name) for name in settings} | {"MODEL.WEIGHTS": str(file)}
+    described.write_text(yaml.safe_dump(_nested(written)))
     return described
 
 
