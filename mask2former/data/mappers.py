@@ -90,20 +90,46 @@ class _TrainingMapper:
 
     def _finish(self, dataset_dict: dict[str, Any], image: np.ndarray, classes: list[int], masks: Tensor) -> None:
         """Store the image and its targets, padded to `size_divisibility` when that is set; empty masks are dropped."""
+        self._check_classes(dataset_dict, classes)
+        masks = self._pad(masks, 0)
+        filled = masks.flatten(1).any(1)
+        masks = masks if filled.all() else masks[filled]
+        boxes = BitMasks(masks).get_bounding_boxes() if self.with_boxes and len(masks) else Boxes(torch.zeros((0, 4)))
+        self._store(dataset_dict, image, torch.tensor(classes, dtype=torch.int64)[filled], masks, boxes)
+
+    def _finish_annotations(
+        self,
+        dataset_dict: dict[str, Any],
+        image: np.ndarray,
+        annotations: list[dict[str, Any]],
+        transforms: T.TransformList,
+    ) -> None:
+        """As `_finish`, for the non-crowd `annotations` as they are after `transforms`."""
+        size = tuple(image.shape[:2])
+        height, width = (self.size_divisibility,) * 2 if self.size_divisibility > 0 else size
+        # What is padded is no part of an instance, and what is cut off to fit is not drawn.
+        classes, shapes = _annotation_shapes(annotations, transforms, size, (min(height, size[0]), min(width, size[1])))
+        self._check_classes(dataset_dict, classes)
+        areas = mask_util.area(shapes) if shapes else []
+        kept = [n for n, area in enumerate(areas) if area > 0]
+        boxes = mask_util.toBbox([shapes[n] for n in kept]) if kept else np.zeros((0, 4))  # x, y, width, height
+        masks = torch.zeros(len(kept), height, width, dtype=torch.bool)
+        canvas = masks.numpy()
+        for n, shape in enumerate(kept):
+            _decode(shapes[shape], boxes[n].astype(int).tolist(), canvas[n])
+        boxes[:, 2:] += boxes[:, :2]
+        gt_classes = torch.tensor([classes[n] for n in kept], dtype=torch.int64)
+        self._store(dataset_dict, image, gt_classes, masks, Boxes(boxes))
+
+    def _store(
+        self, dataset_dict: dict[str, Any], image: np.ndarray, classes: Tensor, masks: Tensor, boxes: Boxes
+    ) -> None:
         image_tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))  # (C, H, W)
         dataset_dict["image"] = self._pad(image_tensor, IMAGE_PAD_VALUE)
-        masks = self._pad(masks, 0)
-        height, width = dataset_dict["image"].shape[-2:]
-        self._check_classes(dataset_dict, classes)
-        gt_classes = torch.tensor(classes, dtype=torch.int64)
-        filled = masks.flatten(1).any(1).to(torch.bool)
-        instances = Instances((height, width))
-        instances.gt_classes = gt_classes[filled]
-        instances.gt_masks = masks if filled.all() else masks[filled]
-        if not filled.any():
-            instances.gt_masks = torch.zeros((0, height, width))
+        instances = Instances(tuple(dataset_dict["image"].shape[-2:]))
+        instances.gt_classes = classes
+        instances.gt_masks = masks if len(masks) else masks.float()
         if self.with_boxes:
-            boxes = BitMasks(instances.gt_masks).get_bounding_boxes() if filled.any() else Boxes(torch.zeros((0, 4)))
             instances.gt_boxes = boxes
         dataset_dict["instances"] = instances
 
@@ -172,40 +198,63 @@ def _pop_annotations(dataset_dict: dict[str, Any], mapper: _TrainingMapper) -> l
     return annotations
 
 
-def _annotation_masks(
-    annotations: list[dict[str, Any]], transforms: T.TransformList, size: tuple[int, int]
-) -> tuple[list[int], Tensor]:
-    """Classes and masks (G, h, w) bool of the non-crowd annotations, after `transforms`."""
-    kept = []
+def _annotation_shapes(
+    annotations: list[dict[str, Any]], transforms: T.TransformList, size: tuple[int, int], canvas: tuple[int, int]
+) -> tuple[list[int], list[dict[str, Any]]]:
+    """Classes and COCO run lengths, cut to `canvas`, of the non-crowd annotations.
+
+    Args:
+        size: (H, W) of the image after `transforms`.
+        canvas: (h, w), at most as large.
+    """
+    classes, shapes = [], []
     for annotation in annotations:
         if annotation.get("iscrowd", 0) or "segmentation" not in annotation:
             continue
-        annotation.pop("keypoints", None)
-        kept.append(utils.transform_instance_annotations(annotation, transforms, size))
-        if isinstance(kept[-1]["segmentation"], np.ndarray):  # a bitmap, whose padding by a crop is neither 0 nor 1
-            kept[-1]["segmentation"] = (kept[-1]["segmentation"] == 1).astype(np.uint8)
-    masks = torch.zeros(len(kept), *size, dtype=torch.bool)
-    for mask, annotation in zip(masks, kept, strict=True):
-        shape = annotation["segmentation"]
-        if isinstance(shape, list):
-            _draw(shape, mask.numpy())
-        else:
-            mask.copy_(torch.from_numpy(np.ascontiguousarray(shape)))
-    return [annotation["category_id"] for annotation in kept], masks
+        annotation = {key: value for key, value in annotation.items() if key != "keypoints"}
+        shape = utils.transform_instance_annotations(annotation, transforms, size)["segmentation"]
+        classes.append(annotation["category_id"])
+        # A bitmap's padding by a crop is neither 0 nor 1.
+        shapes.append(
+            _encode(shape, canvas)
+            if isinstance(shape, list)
+            else mask_util.encode(np.asfortranarray(shape[: canvas[0], : canvas[1]] == 1))
+        )
+    return classes, shapes
 
 
-def _draw(polygons: list[np.ndarray], mask: np.ndarray) -> None:
-    """Draw the polygons of one instance as COCO does on a mask (h, w) of zeros.
-
-    What lies right of and below them is left alone.
-    """
+def _encode(polygons: list[np.ndarray], size: tuple[int, int]) -> dict[str, Any]:
+    """Run lengths of one instance's polygons, on a canvas that ends, if before `size`, just right of and below them."""
     if not polygons:
-        return
+        return {"size": [1, 1], "counts": b"1"}  # one pixel, of the background
     parts = [np.asarray(polygon, dtype=np.float64) for polygon in polygons]
-    right, bottom = (int(max(part[axis::2].max() for part in parts)) + 2 for axis in (0, 1))
-    canvas = mask[: max(bottom, 1), : max(right, 1)]
-    encoded = mask_util.frPyObjects([part.tolist() for part in parts], *canvas.shape)
-    canvas[:] = mask_util.decode(mask_util.merge(encoded))
+    right, bottom = (max(int(max(part[axis::2].max() for part in parts)) + 2, 1) for axis in (0, 1))
+    encoded = mask_util.frPyObjects([part.tolist() for part in parts], min(bottom, size[0]), min(right, size[1]))
+    return encoded[0] if len(encoded) == 1 else mask_util.merge(encoded)
+
+
+def _decode(shape: dict[str, Any], box: Sequence[int], mask: np.ndarray) -> None:
+    """Set the pixels of run lengths within `box` (x, y, width, height) in a mask (h, w) of zeros."""
+    x, y, width, height = box
+    rows = shape["size"][0]
+    counts = shape["counts"]
+    # Run lengths go down the columns, and the first one is of background: shortened, it leaves out columns on the left.
+    end = next(i for i, code in enumerate(counts) if not (code - 48) & 32) + 1
+    first = sum(((code - 48) & 31) << 5 * i for i, code in enumerate(counts[:end]))
+    block = mask_util.decode(
+        {"size": [rows, shape["size"][1] - x], "counts": _run_length(first - x * rows) + counts[end:]}
+    )
+    mask[y : y + height, x : x + width] = block[y : y + height, :width]
+
+
+def _run_length(count: int) -> bytes:
+    """One number of COCO's compressed run lengths: five bits a character, low ones first, 32 if more follow."""
+    codes = []
+    while not codes or codes[-1] & 32:
+        low, count = count & 31, count >> 5
+        # The highest bit of the last character is the sign.
+        codes.append(low | 32 if count or low & 16 else low)
+    return bytes(code + 48 for code in codes)
 
 
 # Crop-based mappers (ADE20K, Cityscapes, Mapillary Vistas)
@@ -330,7 +379,7 @@ class MaskFormerInstanceDatasetMapper(_TrainingMapper):
     def _map(self, dataset_dict: dict[str, Any], image: np.ndarray) -> None:
         annotations = _pop_annotations(dataset_dict, self)
         image, transforms = T.apply_transform_gens(self.augmentations, image)
-        self._finish(dataset_dict, image, *_annotation_masks(annotations, transforms, image.shape[:2]))
+        self._finish_annotations(dataset_dict, image, annotations, transforms)
 
 
 # Large-scale jitter (COCO)
@@ -393,8 +442,10 @@ class COCOInstanceNewBaselineDatasetMapper(COCOPanopticNewBaselineDatasetMapper)
         image, transforms = T.apply_transform_gens(self.augmentations, image)
         # Padding is what the crop fills with another value than the zeros that go in.
         dataset_dict["padding_mask"] = torch.from_numpy(transforms.apply_segmentation(inside) != 0)
-        classes, masks = _annotation_masks(annotations, transforms, image.shape[:2])
-        self._finish(dataset_dict, image, classes, masks.view(torch.uint8))
+        self._finish_annotations(dataset_dict, image, annotations, transforms)
+        instances = dataset_dict["instances"]
+        if len(instances):
+            instances.gt_masks = instances.gt_masks.view(torch.uint8)
 
 
 MAPPERS = {
