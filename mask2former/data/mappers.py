@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
+import shapely
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
@@ -18,7 +19,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.projects.point_rend import ColorAugSSDTransform
-from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from panopticapi.utils import rgb2id
 from torch import Tensor
 
@@ -61,7 +62,8 @@ class _TrainingMapper:
         Raises:
             ValueError: labels that are missing, have another size than the image, or hold unknown classes or ids.
         """
-        dataset_dict = copy.deepcopy(dataset_dict)
+        # Annotations can be long, and are only read.
+        dataset_dict = {k: v if k == "annotations" else copy.deepcopy(v) for k, v in dataset_dict.items()}
         image = utils.read_image(dataset_dict["file_name"], format=self.image_format)
         utils.check_image_size(dataset_dict, image)
         self._map(dataset_dict, image)
@@ -211,16 +213,37 @@ def _annotation_shapes(
     for annotation in annotations:
         if annotation.get("iscrowd", 0) or "segmentation" not in annotation:
             continue
-        annotation = {key: value for key, value in annotation.items() if key != "keypoints"}
-        shape = utils.transform_instance_annotations(annotation, transforms, size)["segmentation"]
+        missing = [key for key in ("bbox", "bbox_mode", "category_id") if key not in annotation]
+        if missing:
+            raise ValueError(f"An annotation has no {' and no '.join(missing)}, only {sorted(annotation)}.")
+        shape = annotation["segmentation"]
+        if isinstance(shape, list):
+            shapes.append(_encode(_move(PolygonMasks([shape]).polygons[0], transforms), canvas))
+        else:
+            copied = {key: value for key, value in annotation.items() if key != "keypoints"}
+            bitmap = utils.transform_instance_annotations(copied, transforms, size)["segmentation"]
+            bitmap = bitmap[: canvas[0], : canvas[1]] == 1  # a crop pads with another value
+            shapes.append(mask_util.encode(np.asfortranarray(bitmap)))
         classes.append(annotation["category_id"])
-        # A bitmap's padding by a crop is neither 0 nor 1.
-        shapes.append(
-            _encode(shape, canvas)
-            if isinstance(shape, list)
-            else mask_util.encode(np.asfortranarray(shape[: canvas[0], : canvas[1]] == 1))
-        )
     return classes, shapes
+
+
+def _move(polygons: list[np.ndarray], transforms: T.TransformList) -> list[np.ndarray]:
+    """Flat polygons after `transforms`; a crop cuts off what is outside of its window, which may be all."""
+    moved = [polygon.reshape(-1, 2).astype(np.float64) for polygon in polygons]  # transforms may change them in place
+    for step in transforms.transforms:
+        if moved and isinstance(step, T.CropTransform):
+            # Cutting is slow, and needless where the window holds all of a polygon or nothing. It also repairs
+            # polygons that cross themselves.
+            low, high = np.min([p.min(0) for p in moved], 0), np.max([p.max(0) for p in moved], 0)
+            start, end = np.array([step.x0, step.y0]), np.array([step.x0 + step.w, step.y0 + step.h])
+            if (high < start).any() or (low > end).any():
+                return []
+            if (low >= start).all() and (high <= end).all() and all(shapely.is_valid(shapely.polygons(moved))):
+                moved = [step.apply_coords(polygon) for polygon in moved]
+                continue
+        moved = step.apply_polygons(moved)
+    return [polygon.reshape(-1) for polygon in moved]
 
 
 def _encode(polygons: list[np.ndarray], size: tuple[int, int]) -> dict[str, Any]:
