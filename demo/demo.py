@@ -14,10 +14,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 import yaml
-from detectron2.config import CfgNode, get_cfg
-from detectron2.projects.deeplab import add_deeplab_config
+from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
 from media import (
     InputError,
@@ -34,7 +32,7 @@ from predictor import RESULTS, VisualizationDemo
 from tqdm import tqdm
 
 import mask2former.data  # noqa: F401  registers the data sets, whose classes and colours label the result
-from mask2former import add_maskformer2_config
+from mask2former.setup_config import read_config, runnable_here
 
 logger = setup_logger(name="demo")
 WINDOW = "Mask2Former"
@@ -122,20 +120,13 @@ def build(cfg: CfgNode, args: argparse.Namespace) -> VisualizationDemo:
 
 def setup_cfg(config_file: str, options: list[str]) -> CfgNode:
     """Read the config file and the settings after --opts, for a device that is there."""
-    cfg = get_cfg()
-    add_deeplab_config(cfg)
-    add_maskformer2_config(cfg)
     if not Path(config_file).is_file():
         raise InputError(f"there is no config file {config_file}: check --config-file")
     try:
-        cfg.merge_from_file(config_file)
-        cfg.merge_from_list(options)
+        cfg = runnable_here(read_config(config_file, options))
     except (OSError, KeyError, ValueError, TypeError, AssertionError, yaml.YAMLError) as error:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         raise InputError(f"in {config_file} with --opts {' '.join(options) or '(none)'}: {message}") from error
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        logger.info("MODEL.DEVICE is %s, but there is no CUDA device: running on the CPU", cfg.MODEL.DEVICE)
-        cfg.MODEL.DEVICE = "cpu"
     weights = cfg.MODEL.WEIGHTS
     if not weights:
         logger.warning("MODEL.WEIGHTS is empty: the weights are random, and so is what will be drawn")

@@ -15,18 +15,26 @@ logger = logging.getLogger(__name__)
 
 
 def load_config(config_file: str | Path, opts: Sequence[Any] = ()) -> CfgNode:
-    """A config file with `opts` (KEY, VALUE, KEY, VALUE, ...) merged over it, on a device that is there.
+    """`read_config`, on a device that is there."""
+    return runnable_here(read_config(config_file, opts))
+
+
+def read_config(config_file: str | Path, opts: Sequence[Any] = ()) -> CfgNode:
+    """A config file over the defaults, with `opts` (KEY, VALUE, KEY, VALUE, ...) merged over it.
 
     Raises:
-        ValueError: there is no such file.
+        ValueError: there is no such file, or it is not one of text.
         KeyError, AssertionError: an unknown key, a value of the wrong type, an odd number of `opts`.
     """
     if not Path(config_file).is_file():
         raise ValueError(f"There is no config file {config_file}: name one of the .yaml files in configs/.")
     cfg = default_config()
-    cfg.merge_from_file(str(config_file))
+    try:
+        cfg.merge_from_file(str(config_file))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"Config file {config_file} is not a text file: name one that ends in .yaml.") from error
     cfg.merge_from_list(list(opts))
-    return runnable_here(cfg)
+    return cfg
 
 
 def default_config() -> CfgNode:

@@ -8,15 +8,14 @@ import argparse
 import itertools
 import sys
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
-from detectron2.projects.deeplab import add_deeplab_config
 from torch import nn
 
-from mask2former import add_maskformer2_config
 from mask2former.analysis import network_cost, parameters_of, published_flops
+from mask2former.setup_config import read_config
 
 # Width to height of photographs where the data set cannot be asked: two of three 4:3, one 3:2, as is typical of COCO.
 TYPICAL_RATIOS = (4 / 3, 4 / 3, 3 / 2)
@@ -84,12 +83,8 @@ def report_costs(cfg: CfgNode, model: nn.Module, args: argparse.Namespace) -> No
 
 def main() -> None:
     args = parse_args()
-    cfg = get_cfg()
-    add_deeplab_config(cfg)
-    add_maskformer2_config(cfg)
     try:
-        cfg.merge_from_file(args.config_file)
-        cfg.merge_from_list([*args.opts, "MODEL.DEVICE", "meta", "MODEL.WEIGHTS", ""])
+        cfg = read_config(args.config_file, [*args.opts, "MODEL.DEVICE", "meta", "MODEL.WEIGHTS", ""])
     except (OSError, KeyError, ValueError, AssertionError) as error:
         sys.exit(f"The config cannot be read: {error}")
     model = build_model(cfg)

@@ -17,7 +17,7 @@ import detectron2.data.datasets  # noqa: F401  (names of their classes)
 import mask2former.data.datasets  # noqa: F401
 from mask2former.checkpoint.convert import from_hub, to_hub
 from mask2former.checkpoint.sources import HUB
-from mask2former.checkpoint.structure import config_of_settings
+from mask2former.setup_config import read_config
 
 logger = logging.getLogger("convert_checkpoint")
 
@@ -37,10 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
             config = from_hub(args.source, destination, task=args.task)
             logger.info("Wrote %s and the config that fits, %s.", destination, config)
             return
-        cfg = None
-        if args.config_file:
-            cfg = config_of_settings({})
-            cfg.merge_from_file(args.config_file)
+        cfg = read_config(args.config_file) if args.config_file else None
         names = Path(args.classes).read_text().splitlines() if args.classes else None
         to_hub(args.source, destination, cfg, task=args.task, class_names=names)
         logger.info("Wrote config.json, preprocessor_config.json and model.safetensors to %s.", destination)

@@ -11,17 +11,15 @@ import tempfile
 from argparse import Namespace
 from pathlib import Path
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
-from detectron2.projects.deeplab import add_deeplab_config
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessExitedException
 
-from mask2former import add_maskformer2_config
 from mask2former.checkpoint import Mask2FormerCheckpointer
-from mask2former.setup_config import runnable_here
+from mask2former.setup_config import read_config, runnable_here
 from mask2former.trainer import Trainer
 from mask2former.user_errors import told_in_one_message
 
@@ -37,14 +35,7 @@ def setup(args: Namespace) -> CfgNode:
         raise ValueError("--config-file is missing: name a file in configs/, for example configs/shapes/panoptic.yaml.")
     if not Path(args.config_file).is_file():
         raise ValueError(f"There is no config file {args.config_file}: check --config-file.")
-    cfg = get_cfg()
-    add_deeplab_config(cfg)
-    add_maskformer2_config(cfg)
-    try:
-        cfg.merge_from_file(args.config_file)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"Config file {args.config_file} is not a text file: name one that ends in .yaml.") from error
-    cfg.merge_from_list(args.opts or [])
+    cfg = read_config(args.config_file, args.opts or [])
     cfg.freeze()
     check_writable(cfg.OUTPUT_DIR)
     started = int(os.environ.get("WORLD_SIZE", 1))

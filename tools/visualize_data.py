@@ -11,16 +11,15 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.detection_utils import convert_image_to_rgb
-from detectron2.projects.deeplab import add_deeplab_config
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.visualizer import Visualizer
 from tqdm import tqdm
 
-from mask2former import add_maskformer2_config
 from mask2former.data.mappers import build_mapper
+from mask2former.setup_config import read_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -54,12 +53,8 @@ def draw(sample: dict[str, Any], cfg: CfgNode) -> np.ndarray:
 
 def main() -> None:
     args = parse_args()
-    cfg = get_cfg()
-    add_deeplab_config(cfg)
-    add_maskformer2_config(cfg)
     try:
-        cfg.merge_from_file(args.config_file)
-        cfg.merge_from_list(args.opts)
+        cfg = read_config(args.config_file, args.opts)
         mapper = build_mapper(cfg)
         images = get_detection_dataset_dicts(list(cfg.DATASETS.TRAIN), filter_empty=False)
     except (OSError, KeyError, ValueError, AssertionError) as error:

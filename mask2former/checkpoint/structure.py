@@ -4,12 +4,11 @@ import re
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from detectron2.projects.deeplab import add_deeplab_config
 from torch import Tensor
 
-from ..config import add_maskformer2_config
+from ..setup_config import default_config
 
 Weights = dict[str, Tensor]
 Settings = dict[str, Any]
@@ -66,9 +65,7 @@ def settings_of_weights(weights: Weights) -> Settings:
 
 def config_of_settings(settings: Settings) -> CfgNode:
     """detectron2's and Mask2Former's defaults with these settings; a whole number may stand for a float."""
-    cfg = get_cfg()
-    add_deeplab_config(cfg)
-    add_maskformer2_config(cfg)
+    cfg = default_config()
     for name, value in settings.items():
         cfg.merge_from_list([name, float(value) if isinstance(value_of(cfg, name), float) else value])
     return cfg
