@@ -25,16 +25,21 @@ SHOWN = 20  # problems to print; more say nothing new
 
 @dataclass(frozen=True)
 class Item:
-    """One image: its name in the json, the files it is made from, the file to write (None: only a record)."""
+    """One image: its name in the json, the files it is made from, the file to write (None: only a record).
+
+    segments: what a panoptic json lists of it. link: where a link to the image goes.
+    """
 
     name: str
     inputs: dict[str, Path]
     output: Path | None = None
-    extra: Any = None
+    segments: Sequence[dict] = ()
+    link: Path | None = None
 
 
 Convert = Callable[[Item], Record | None]
 Check = Callable[[Item, Record | None], None]
+LabelsOf = Callable[[Item], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,11 @@ class Step:
     assemble: Callable[[list[Record]], dict] | None = None
     records_of: Callable[[dict], dict[str, Record]] | None = None
     problems: Sequence[str] = field(default_factory=tuple)
+
+
+def label_step(title: str, items: Sequence[Item], labels_of: LabelsOf, problems: Sequence[str] = ()) -> Step:
+    """A step that writes what `labels_of` gives for an image, (H, W), and links to the image where an item says so."""
+    return Step(title, items, partial(write_labels, labels_of), partial(check_labels, labels_of), problems=problems)
 
 
 def main(description: str, plan: Callable[[Path], list[Step]], arguments: Sequence[str] | None = None) -> int:
@@ -167,6 +177,22 @@ def check_only(check: Check, item: tuple[Item, Record | None]) -> tuple[str, Non
     except (ValueError, OSError) as error:
         return item[0].name, None, str(error)
     return item[0].name, None, None
+
+
+def write_labels(labels_of: LabelsOf, item: Item) -> None:
+    link = item.link
+    if link is not None and not link.exists():
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)  # one that points nowhere
+        link.symlink_to(os.path.relpath(item.inputs["image"], link.parent))
+    save_image(labels_of(item), item.output)
+
+
+def check_labels(labels_of: LabelsOf, item: Item, record: None) -> None:
+    if item.link is not None and not item.link.exists():
+        raise ValueError(f"{item.link} is missing: delete {item.output} and run this script again.")
+    expected = labels_of(item)
+    equal_labels(read_image(item.output, "L" if expected.dtype == np.uint8 else None), expected, item.output)
 
 
 def read_journal(path: Path) -> dict[str, Record]:

@@ -1,12 +1,14 @@
 """Instances and panoptic segments in COCO's json formats, for the prepare_*.py scripts."""
 
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
-from _runner import Record
+from _runner import Convert, Item, Record, Step, save_image
+from panopticapi.utils import id2rgb
 
 
 def extent(mask: np.ndarray) -> dict[str, Any]:
@@ -21,6 +23,37 @@ def instance(mask: np.ndarray, category_id: int, is_crowd: int = 0) -> Record:
     rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
     segmentation = {"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode("ascii")}
     return {"category_id": category_id, "iscrowd": is_crowd, **extent(mask), "segmentation": segmentation}
+
+
+def image_record(item: Item, shape: tuple[int, ...], file_name: str | None = None) -> Record:
+    """An entry of a json's "images"; the name is the file's own where none is given."""
+    return {
+        "id": item.name,
+        "file_name": file_name or item.inputs["image"].name,
+        "height": shape[0],
+        "width": shape[1],
+    }
+
+
+def instances_step(
+    title: str,
+    items: Sequence[Item],
+    convert: Convert,
+    json_file: Path,
+    categories: Sequence[dict],
+    problems: Sequence[str],
+) -> Step:
+    """A step of records {"image": ..., "annotations": [...]}, which go into COCO's instance file."""
+    assemble = partial(instances_json, categories=categories)
+    return Step(
+        title, items, convert, partial(check_instances, convert), json_file, assemble, instance_records, problems
+    )
+
+
+def check_instances(convert: Convert, item: Item, record: Record | None) -> None:
+    if convert(item) != record:
+        image = item.inputs["image"]
+        raise ValueError(f"{image}: the json does not hold its instances. Delete the json and run this again.")
 
 
 def instances_json(records: Sequence[Record], categories: Sequence[dict]) -> dict:
@@ -39,6 +72,13 @@ def instance_records(content: dict) -> dict[str, Record]:
         kept = {key: value for key, value in annotation.items() if key not in ("id", "image_id")}
         records[annotation["image_id"]]["annotations"].append(kept)
     return records
+
+
+def write_panoptic(item: Item, ids: np.ndarray, segments: Sequence[dict], file_name: str | None = None) -> Record:
+    """Write the PNG of the (H, W) ids; returns the record for COCO's panoptic file, see `image_record`."""
+    save_image(id2rgb(ids), item.output)
+    annotation = {"image_id": item.name, "file_name": item.output.name, "segments_info": segments}
+    return {"image": image_record(item, ids.shape, file_name), "annotation": annotation}
 
 
 def panoptic_json(records: Sequence[Record], categories: Sequence[dict]) -> dict:

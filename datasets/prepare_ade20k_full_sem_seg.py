@@ -6,13 +6,12 @@ In images/ADE/**/*_seg.png the number of a pixel's class is 256 * (R // 10) + G.
 65535 is ignored; images are linked to, not copied.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from _runner import Item, Step, equal_labels, main, need, read_image, same_size, save_image
+from _runner import Item, Step, label_step, main, need, read_image, same_size
 
 from mask2former.data.datasets.register_ade20k import ADE20K_FULL_CATEGORIES
 
@@ -30,21 +29,6 @@ def training_labels(item: Item) -> np.ndarray:
     return CLASS_OF_NUMBER[pixels[..., 0] // 10 * 256 + pixels[..., 1]]
 
 
-def convert(item: Item) -> None:
-    link = item.extra
-    if not link.exists():
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.unlink(missing_ok=True)  # one that points nowhere
-        link.symlink_to(os.path.relpath(item.inputs["image"], link.parent))
-    save_image(training_labels(item), item.output)
-
-
-def check(item: Item, record: None) -> None:
-    if not item.extra.exists():
-        raise ValueError(f"{item.extra} is missing: delete {item.output} and run this script again.")
-    equal_labels(read_image(item.output), training_labels(item), item.output)
-
-
 def plan(root: Path) -> list[Step]:
     ade = root / "ADE20K_2021_17_01"
     steps = []
@@ -59,10 +43,10 @@ def plan(root: Path) -> list[Step]:
                 continue
             link = ade / "images_detectron2" / split / image.name
             target = ade / "annotations_detectron2" / split / f"{image.stem}.tif"
-            items.append(Item(image.stem, {"image": image, "labels": labels}, target, link))
+            items.append(Item(image.stem, {"image": image, "labels": labels}, target, link=link))
         if not items:
             problems.append(f"No images in {source}.")
-        steps.append(Step(f"ADE20K full, {split}", items, convert, check, problems=problems))
+        steps.append(label_step(f"ADE20K full, {split}", items, training_labels, problems))
     return steps
 
 

@@ -8,12 +8,11 @@ instance in its image; 0 is nothing. The json numbers the classes as the 150 sem
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from _runner import Item, Record, Step, main, need, pair, read_image, same_size
-from _segments import instance, instance_records, instances_json
+from _segments import image_record, instance, instances_step
 
 from mask2former.data.datasets.register_ade20k import ADE20K_INSTANCE_CATEGORIES
 
@@ -39,18 +38,10 @@ def convert(item: Item) -> Record:
     source, image = item.inputs["instances"], item.inputs["image"]
     pixels = read_image(source)
     same_size(pixels, source, image)
-    size = {"height": pixels.shape[0], "width": pixels.shape[1]}
     return {
-        "image": {"id": item.name, "file_name": image.name, **size},
+        "image": image_record(item, pixels.shape),
         "annotations": [instance(mask, category) for category, mask in instance_masks(source)],
     }
-
-
-def check(item: Item, record: Record | None) -> None:
-    if convert(item) != record:
-        raise ValueError(
-            f"{item.inputs['instances']}: the json does not hold its instances. Delete the json and run this again."
-        )
 
 
 def plan(root: Path) -> list[Step]:
@@ -60,18 +51,9 @@ def plan(root: Path) -> list[Step]:
         images, instances = ade / "images" / folder, ade / "annotations_instance" / folder
         need(images, instances)
         pairs, problems = pair(images, instances, (".jpg", ".png"))
-        steps.append(
-            Step(
-                f"ADE20K instances, {folder}",
-                [Item(name, {"image": image, "instances": png}) for name, image, png in pairs],
-                convert,
-                check,
-                ade / f"ade20k_instance_{split}.json",
-                partial(instances_json, categories=ADE20K_INSTANCE_CATEGORIES),
-                instance_records,
-                problems,
-            )
-        )
+        items = [Item(name, {"image": image, "instances": png}) for name, image, png in pairs]
+        title, target = f"ADE20K instances, {folder}", ade / f"ade20k_instance_{split}.json"
+        steps.append(instances_step(title, items, convert, target, ADE20K_INSTANCE_CATEGORIES, problems))
     return steps
 
 

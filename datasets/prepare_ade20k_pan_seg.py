@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from _runner import Item, Record, Step, labels_within, main, need, pair, read_image, same_size, save_image
-from _segments import check_panoptic, extent, panoptic_json, panoptic_records
-from panopticapi.utils import IdGenerator, id2rgb, rgb2id
+from _runner import Item, Record, Step, labels_within, main, need, pair, read_image, same_size
+from _segments import check_panoptic, extent, panoptic_json, panoptic_records, write_panoptic
+from panopticapi.utils import IdGenerator, rgb2id
 from prepare_ade20k_ins_seg import instance_masks
 
 from mask2former.data.datasets.register_ade20k import ADE20K_150_CATEGORIES
@@ -56,12 +56,7 @@ def segment(item: Item) -> tuple[np.ndarray, list[dict]]:
 
 def convert(item: Item) -> Record:
     ids, segments = segment(item)
-    save_image(id2rgb(ids), item.output)
-    size = {"height": ids.shape[0], "width": ids.shape[1]}
-    return {
-        "image": {"id": item.name, "file_name": item.inputs["image"].name, **size},
-        "annotation": {"image_id": item.name, "file_name": item.output.name, "segments_info": segments},
-    }
+    return write_panoptic(item, ids, segments)
 
 
 def check(item: Item, record: Record | None) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from _runner import Item, Step, equal_labels, labels_within, main, need, pair, read_image, same_size, save_image
+from _runner import Item, Step, label_step, labels_within, main, need, pair, read_image, same_size
 
 CLASSES = 150
 
@@ -24,14 +24,6 @@ def training_labels(item: Item) -> np.ndarray:
     return labels - np.uint8(1)  # unsigned: 0 becomes 255
 
 
-def convert(item: Item) -> None:
-    save_image(training_labels(item), item.output)
-
-
-def check(item: Item, record: None) -> None:
-    equal_labels(read_image(item.output, "L"), training_labels(item), item.output)
-
-
 def plan(root: Path) -> list[Step]:
     ade = root / "ADEChallengeData2016"
     steps = []
@@ -41,7 +33,7 @@ def plan(root: Path) -> list[Step]:
         pairs, problems = pair(images, labels, (".jpg", ".png"))
         target = ade / "annotations_detectron2" / split
         items = [Item(name, {"image": i, "labels": png}, target / png.name) for name, i, png in pairs]
-        steps.append(Step(f"ADE20K semantic, {split}", items, convert, check, problems=problems))
+        steps.append(label_step(f"ADE20K semantic, {split}", items, training_labels, problems))
     return steps
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from _runner import Item, Record, Step, equal_labels, labels_within, main, need, read_image, same_size, save_image
-from _segments import check_panoptic, extent, panoptic_json, panoptic_records
+from _runner import Item, Record, Step, equal_labels, label_step, labels_within, main, need, read_image, same_size
+from _segments import check_panoptic, extent, panoptic_json, panoptic_records, write_panoptic
 from cityscapesscripts.helpers.annotation import Annotation
 from cityscapesscripts.helpers.labels import id2label, labels
 from cityscapesscripts.preparation.json2labelImg import createLabelImage
-from panopticapi.utils import id2rgb, rgb2id
+from panopticapi.utils import rgb2id
 
 SCORED = {label.id: label for label in labels if not label.ignoreInEval}
 CATEGORIES = [
@@ -47,14 +47,6 @@ def train_ids(item: Item) -> np.ndarray:
     return drawn
 
 
-def draw(item: Item) -> None:
-    save_image(train_ids(item), item.output)
-
-
-def check_drawn(item: Item, record: None) -> None:
-    equal_labels(read_image(item.output, "L"), train_ids(item), item.output)
-
-
 def segments_of(item: Item) -> tuple[np.ndarray, list[dict]]:
     """(H, W) ids, 0 where nothing is scored, and the segments; a thing that is not one instance is a crowd."""
     source = item.inputs["instances"]
@@ -75,12 +67,7 @@ def segments_of(item: Item) -> tuple[np.ndarray, list[dict]]:
 
 def convert_panoptic(item: Item) -> Record:
     ids, segments = segments_of(item)
-    save_image(id2rgb(ids), item.output)
-    size = {"width": ids.shape[1], "height": ids.shape[0]}
-    return {
-        "image": {"id": item.name, "file_name": f"{item.name}_gtFine_leftImg8bit.png", **size},
-        "annotation": {"image_id": item.name, "file_name": item.output.name, "segments_info": segments},
-    }
+    return write_panoptic(item, ids, segments, f"{item.name}_gtFine_leftImg8bit.png")
 
 
 def check_panoptic_item(item: Item, record: Record | None) -> None:
@@ -107,7 +94,7 @@ def plan(root: Path) -> list[Step]:
                  Path(f"{start}_gtFine_labelTrainIds.png"))
             for name, image, start in found.names
         ]  # fmt: skip
-        steps.append(Step(f"Cityscapes labels, {split}", drawn, draw, check_drawn, problems=found.problems))
+        steps.append(label_step(f"Cityscapes labels, {split}", drawn, train_ids, found.problems))
         if split == "test":
             continue
         target = city / "gtFine" / f"cityscapes_panoptic_{split}"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from _runner import Item, Step, equal_labels, main, need, read_image, same_size, save_image
+from _runner import Item, Step, label_step, main, need, read_image, same_size
 from _segments import check_panoptic
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from panopticapi.utils import rgb2id
@@ -23,21 +23,13 @@ POSITION = {row["id"]: position for position, row in enumerate(COCO_CATEGORIES)}
 
 def semantic_map(item: Item) -> np.ndarray:
     """(H, W) uint8; ValueError where PNG, json and image do not belong together."""
-    source, segments = item.inputs["panoptic"], item.extra
+    source, segments = item.inputs["panoptic"], item.segments
     ids = rgb2id(read_image(source, "RGB"))
     same_size(ids, source, item.inputs["image"])
     check_panoptic(ids, segments, source, POSITION)
     class_of = {0: IGNORE, **{segment["id"]: POSITION[segment["category_id"]] for segment in segments}}
     present, inverse = np.unique(ids, return_inverse=True)
     return np.array([class_of[id_] for id_ in present.tolist()], np.uint8)[inverse.reshape(ids.shape)]
-
-
-def convert(item: Item) -> None:
-    save_image(semantic_map(item), item.output)
-
-
-def check(item: Item, record: None) -> None:
-    equal_labels(read_image(item.output, "L"), semantic_map(item), item.output)
 
 
 def plan(root: Path) -> list[Step]:
@@ -59,7 +51,7 @@ def plan(root: Path) -> list[Step]:
             )
             for anno in json.loads(panoptic_json.read_text())["annotations"]
         ]
-        steps.append(Step(f"COCO semantic, {split}", items, convert, check))
+        steps.append(label_step(f"COCO semantic, {split}", items, semantic_map))
     return steps
 
 

@@ -6,14 +6,13 @@ Release 1.1 has Matlab files whose "S" is 0 (unlabelled) or one of 171 ids up to
 position in the list, and 255 is ignored; images are linked to, not copied.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import scipy.io
-from _runner import Item, Step, equal_labels, labels_within, main, need, read_image, same_size, save_image
+from _runner import Item, Step, label_step, labels_within, main, need, same_size
 
 from mask2former.data.datasets.register_coco_stuff_10k import COCO_STUFF_10K_CATEGORIES
 
@@ -34,21 +33,6 @@ def training_labels(item: Item) -> np.ndarray:
     return CLASS_OF_ID[labels]
 
 
-def convert(item: Item) -> None:
-    link = item.extra
-    if not link.exists():
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.unlink(missing_ok=True)  # one that points nowhere
-        link.symlink_to(os.path.relpath(item.inputs["image"], link.parent))
-    save_image(training_labels(item), item.output)
-
-
-def check(item: Item, record: None) -> None:
-    if not item.extra.exists():
-        raise ValueError(f"{item.extra} is missing: delete {item.output} and run this script again.")
-    equal_labels(read_image(item.output, "L"), training_labels(item), item.output)
-
-
 def plan(root: Path) -> list[Step]:
     stuff = root / "coco" / "coco_stuff_10k"
     steps = []
@@ -64,8 +48,8 @@ def plan(root: Path) -> list[Step]:
                 continue
             link = stuff / "images_detectron2" / split / image.name
             target = stuff / "annotations_detectron2" / split / f"{name}.png"
-            items.append(Item(name, {"image": image, "labels": labels}, target, link))
-        steps.append(Step(f"COCO-Stuff 10k, {split}", items, convert, check, problems=problems))
+            items.append(Item(name, {"image": image, "labels": labels}, target, link=link))
+        steps.append(label_step(f"COCO-Stuff 10k, {split}", items, training_labels, problems))
     return steps
 
 

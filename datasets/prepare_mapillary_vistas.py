@@ -8,12 +8,11 @@ Training and scoring with PQ and mIoU need nothing but the download. The json is
 import json
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from _runner import Item, Record, Step, labels_within, main, need, pair, read_image, same_size
-from _segments import check_panoptic, instance, instance_records, instances_json
+from _segments import check_panoptic, image_record, instance, instances_step
 from panopticapi.utils import rgb2id
 
 from mask2former.data.datasets.register_mapillary_vistas import MAPILLARY_VISTAS_CATEGORIES, UNLABELED
@@ -33,8 +32,8 @@ def read_segments(item: Item) -> np.ndarray:
     labels_within(labels, files["labels"], range(UNLABELED + 1))
     ids = rgb2id(read_image(files["panoptic"], "RGB"))
     same_size(ids, files["panoptic"], files["image"])
-    check_panoptic(ids, item.extra, files["panoptic"], range(1, UNLABELED + 1))
-    for segment in item.extra:
+    check_panoptic(ids, item.segments, files["panoptic"], range(1, UNLABELED + 1))
+    for segment in item.segments:
         label = int(np.bincount(labels[ids == segment["id"]]).argmax())
         if label != segment["category_id"] - 1:
             raise ValueError(
@@ -46,22 +45,14 @@ def read_segments(item: Item) -> np.ndarray:
 
 def convert(item: Item) -> Record:
     ids = read_segments(item)
-    size = {"height": ids.shape[0], "width": ids.shape[1]}
     return {
-        "image": {"id": item.name, "file_name": item.inputs["image"].name, **size},
+        "image": image_record(item, ids.shape),
         "annotations": [
             instance(ids == segment["id"], segment["category_id"], segment.get("iscrowd", 0))
-            for segment in item.extra
+            for segment in item.segments
             if segment["category_id"] in THING_IDS
         ],
     }
-
-
-def check(item: Item, record: Record | None) -> None:
-    if convert(item) != record:
-        raise ValueError(
-            f"{item.inputs['panoptic']}: the json does not hold its instances. Delete the json and run this again."
-        )
 
 
 def plan(root: Path) -> list[Step]:
@@ -80,12 +71,9 @@ def plan(root: Path) -> list[Step]:
                 continue
             anno = segments[stem]
             files = {"image": image, "labels": labels, "panoptic": folder / "panoptic" / anno["file_name"]}
-            items.append(Item(anno["image_id"], files, extra=anno["segments_info"]))
+            items.append(Item(anno["image_id"], files, segments=anno["segments_info"]))
         target = vistas / f"mapillary_vistas_instance_{split}.json"
-        assemble = partial(instances_json, categories=THINGS)
-        steps.append(
-            Step(f"Mapillary Vistas, {name}", items, convert, check, target, assemble, instance_records, problems)
-        )
+        steps.append(instances_step(f"Mapillary Vistas, {name}", items, convert, target, THINGS, problems))
     return steps
 
 
