@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import detectron2
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -43,14 +44,15 @@ def run(arguments: list[str], folder: Path) -> str:
 # The README's command, and the arguments that make it small; None: only checked, as the comment says.
 TRAIN = "python tools/train_net.py --config-file configs/shapes/panoptic.yaml"
 SIZE = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "0"]
+STOPPABLE = [*SIZE, "SOLVER.CHECKPOINT_PERIOD", "1"]
 EXPECTED: dict[str, list[str] | None] = {
     "make demo": None,  # its script runs below
     "make test": None,  # this
     "python -m pip install -r requirements.txt": None,  # how this environment came to be
     "python -m pip install -e . -e ./embedded/panoptic": None,  # the same, without embedded/
     "python datasets/prepare_shapes.py": ["--train", "6", "--val", "3"],
-    TRAIN: SIZE,
-    f"{TRAIN} --resume": [*SIZE[2:], "SOLVER.MAX_ITER", "3"],
+    TRAIN: STOPPABLE,
+    f"{TRAIN} --resume": STOPPABLE,
     f"{TRAIN} --eval-only MODEL.WEIGHTS output/shapes/model_final.pth": [],
     "torchrun --nproc-per-node 2 tools/train_net.py --config-file configs/shapes/panoptic.yaml": [
         *("OUTPUT_DIR", "output/two"),
@@ -68,12 +70,16 @@ def test_every_command_of_the_readme_is_known_here():
 def test_every_command_of_the_readme_runs(workplace):
     """In the README's order, as each builds on what the one before wrote."""
     for command, small in EXPECTED.items():
-        if small is None:
-            continue
+        if small is None or (command.startswith("torchrun") and not getattr(detectron2, "EMBEDDED", False)):
+            continue  # upstream does not join the processes that torchrun starts; train_net.py says so
         program, *arguments = shlex.split(command)
         found = [str(p) for a in arguments for p in (sorted(workplace.glob(a)) if "*" in a else [a])]
+        if "--resume" in arguments:  # as if the training before had been stopped after its first iteration
+            (workplace / "output/shapes/last_checkpoint").write_text("model_0000000.pth")
         start = [sys.executable] if program == "python" else [sys.executable, "-m", "torch.distributed.run"]
-        run([*start, *found, *small], workplace)
+        out = run([*start, *found, *small], workplace)
+        if "--resume" in arguments:
+            assert "Starting training from iteration 1" in out
     assert len(list((workplace / "output/pictures").glob("*.jpg"))) == 3
     code = blocks("python")[0].replace(
         '"image.jpg"', repr(str(next((workplace / "datasets").glob("**/val/images/*.jpg"))))
