@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from detectron2.structures import ImageList
+from plain_swin import make_plain
 from torch import Tensor, nn
 
 from mask2former.inference import Frame
@@ -35,6 +36,7 @@ class PlainModel(nn.Module):
         self.model = copy.deepcopy(model)
         for module in self.model.backbone.modules():
             module.__dict__.pop("forward", None)  # norms as layers of their own
+        make_plain(self.model.backbone)
         self.train(model.training)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:

@@ -7,23 +7,26 @@ import functools
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+Result = TypeVar("Result")
 
-def cached_per_shape(maxsize: int = 8) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Keep the last `maxsize` results of a function of hashable arguments that returns a constant tensor.
+
+def cached_per_shape(maxsize: int = 8) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+    """Keep the last `maxsize` results of a function of hashable arguments that returns constant tensors.
 
     Unlike `functools.lru_cache` it steps aside while tensors are fake (tracing, compiling, exporting), and builds
     its tensors outside inference mode, so that what a prediction left behind can be used in a training step.
     """
 
-    def decorate(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        cache: OrderedDict[Hashable, Tensor] = OrderedDict()
+    def decorate(function: Callable[..., Result]) -> Callable[..., Result]:
+        cache: OrderedDict[Hashable, Result] = OrderedDict()
 
         @functools.wraps(function)
-        def wrapper(*args: Hashable) -> Tensor:
+        def wrapper(*args: Hashable) -> Result:
             if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(torch.empty(0)) is not Tensor:
                 return function(*args)
             try:

@@ -7,6 +7,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from torch import Tensor
 
+from mask2former.modeling.backbone import swin_blocks
 from mask2former.modeling.backbone.swin import (
     PatchMerging,
     SwinBlock,
@@ -90,15 +91,91 @@ def pixel_by_pixel(made: SwinBlock, x: Tensor) -> Tensor:
     return x + made.mlp.fc2(F.gelu(made.mlp.fc1(made.norm2(x))))
 
 
+@pytest.mark.parametrize("in_groups", [False, True])
 @pytest.mark.parametrize("shift", [0, 2])
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (5, 7), (3, 2)])
 @torch.no_grad()
-def test_a_block_is_attention_inside_the_cells_of_a_moved_grid(shift, height, width):
-    made = block(shift)
+def test_a_block_is_attention_inside_the_cells_of_a_moved_grid(shift, height, width, in_groups, monkeypatch):
+    monkeypatch.setattr(swin_blocks, "ROWS", 48)  # three windows
+    made = block(shift).train(not in_groups)
     images = torch.randn(2, height, width, 8)
     got = made(images)
     for image, result in zip(images, got, strict=True):
         torch.testing.assert_close(result, pixel_by_pixel(made, image), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("window", [3, 7])
+@pytest.mark.parametrize("size", [(64, 96), (33, 50), (1, 1), (90, 130)])
+def test_prediction_in_groups_of_windows_equals_the_differentiable_way(size, window, monkeypatch):
+    monkeypatch.setattr(swin_blocks, "ROWS", 100)
+    model = tiny(window_size=window).eval()
+    images = torch.randn(2, 3, *size)
+    expected = model(images)
+    with torch.no_grad():
+        got = model(images)
+    for name in expected:
+        assert expected[name].requires_grad and not got[name].requires_grad
+        torch.testing.assert_close(got[name], expected[name], atol=1e-5, rtol=1e-5)
+
+
+def test_prediction_in_bfloat16_rounds_as_the_differentiable_way_does():
+    model = tiny(window_size=7).eval()
+    images = torch.randn(1, 3, 90, 130)
+    exact = model(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(images)
+        with torch.no_grad():
+            got = model(images)
+    for name in exact:
+        assert got[name].dtype == expected[name].dtype == torch.bfloat16
+        off = (expected[name].detach() - exact[name].detach()).abs().mean()
+        assert 0 < (got[name] - exact[name].detach()).abs().mean() < 1.2 * off
+
+
+@pytest.mark.parametrize("shift", [0, 3])
+@pytest.mark.parametrize(("height", "width"), [(14, 21), (20, 15), (2, 3)])
+def test_groups_hold_every_pixel_once_and_only_the_last_need_padding_or_a_mask(shift, height, width):
+    found = swin_blocks.groups(2, height, width, 7, shift, 4, torch.device("cpu"))
+    pixels = torch.cat([group.pixels for group in found])
+    assert pixels.sort()[0].tolist() == list(range(2 * height * width))
+    assert sum(group.windows for group in found) == 2 * -(-height // 7) * -(-width // 7)
+    assert max(group.windows for group in found) <= 4
+    simple = [group.mask is None and group.places is None for group in found]
+    assert simple == sorted(simple, reverse=True)
+    assert any(simple) == (height > 7 and width > 7)
+
+
+def test_prediction_sees_new_weights_however_they_came():
+    made = block(0).eval()
+    x = torch.randn(1, 4, 4, 8)
+    with torch.inference_mode():
+        before = made(x)
+        made.mlp.fc2.weight.data.zero_()
+        made.mlp.fc2.bias.data.zero_()
+        after = made(x)
+    assert not torch.allclose(before, after)
+    made.mlp.fc1.weight.data.mul_(7)
+    with torch.inference_mode():
+        assert torch.equal(made(x), after)
+
+
+@torch.no_grad()
+def test_prediction_calls_what_took_the_place_of_a_layer_and_who_listens_to_one():
+    made = block(2).eval()
+    x = torch.randn(1, 8, 8, 8)
+    expected = made(x)
+    seen = []
+    for part in (made.attn, made.attn.proj, made.mlp.fc1, made.norm2):
+        handle = part.register_forward_hook(lambda *_: seen.append(1))
+        torch.testing.assert_close(made(x), expected, atol=1e-5, rtol=1e-5)
+        handle.remove()
+        assert seen
+        seen.clear()
+    layer = made.attn.qkv
+    made.attn.qkv = torch.nn.Sequential(layer, torch.nn.Identity())
+    torch.testing.assert_close(made(x), expected, atol=1e-5, rtol=1e-5)
+    made.attn.qkv = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 24))
+    assert not torch.allclose(made(x), expected)
 
 
 def test_windows_and_back():

@@ -13,7 +13,9 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..position_encoding import cached_per_shape
+from ..packed_linear import is_mere, may_run_in_blocks
+from . import swin_blocks
+from .windows import from_windows, shift_mask, to_windows
 
 
 class SwinTransformer(Backbone):
@@ -234,9 +236,21 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
+        if may_run_in_blocks(x) and self._nothing_else_happens():
+            return swin_blocks.in_groups(self, x)
         x = x + self._drop_path(self._attend(self.norm1(x)))
         hidden = F.dropout(F.gelu(self.mlp.fc1(self.norm2(x))), self.drop, self.training)
         return x + self._drop_path(F.dropout(self.mlp.fc2(hidden), self.drop, self.training))
+
+    def _nothing_else_happens(self) -> bool:
+        """Whether the block's parts, linear layers apart, are as built, and neither drop nor report anything."""
+        parts = (
+            (self.attn, WindowAttention),
+            (self.mlp, nn.Module),
+            (self.norm1, nn.LayerNorm),
+            (self.norm2, nn.LayerNorm),
+        )
+        return not self.training and all(is_mere(part, kind) for part, kind in parts)
 
     def _attend(self, x: Tensor) -> Tensor:
         """Attention inside windows of an image padded to whole windows, rolled by the shift."""
@@ -299,7 +313,7 @@ class WindowAttention(nn.Module):
         batch, number, pixels, channels = windows.shape
         qkv = self.qkv(windows).reshape(batch * number, pixels, 3, self.heads, channels // self.heads)
         queries, keys, values = qkv.permute(2, 0, 3, 1, 4)  # each (B * T, A, N, C / A)
-        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)[None]  # (1, A, N, N)
+        bias = self.position_bias()
         if mask is not None:
             bias = (bias + mask[:, None]).repeat(batch, 1, 1, 1)
         # Four dimensions: with five, PyTorch leaves its fused kernel.
@@ -314,6 +328,10 @@ class WindowAttention(nn.Module):
         out = out.transpose(1, 2).reshape(batch, number, pixels, channels)
         return F.dropout(self.proj(out), self.proj_drop, self.training)
 
+    def position_bias(self) -> Tensor:
+        """(1, A, N, N), what a pixel's place relative to another's adds to their logits."""
+        return self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)[None]
+
 
 class PatchMerging(nn.Module):
     """Four neighbours become one pixel with twice the channels; an odd size is padded."""
@@ -325,42 +343,14 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), 2 C)."""
-        x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
+        below, right = x.shape[1] % 2, x.shape[2] % 2
+        if below or right:
+            x = F.pad(x, (0, 0, 0, right, 0, below))
         # The published order of the four: top left, bottom left, top right, bottom right.
-        neighbours = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
-        return self.reduction(self.norm(torch.cat(neighbours, -1)))
-
-
-def to_windows(x: Tensor, window: int) -> Tensor:
-    """(B, H, W, C) -> (B, T, N, C), windows and their pixels in raster order."""
-    batch, height, width, channels = x.shape
-    x = x.reshape(batch, height // window, window, width // window, window, channels)
-    return x.transpose(2, 3).reshape(batch, -1, window * window, channels)
-
-
-def from_windows(windows: Tensor, height: int, width: int, window: int) -> Tensor:
-    """The inverse of `to_windows`."""
-    batch, _, _, channels = windows.shape
-    x = windows.reshape(batch, height // window, width // window, window, window, channels)
-    return x.transpose(2, 3).reshape(batch, height, width, channels)
-
-
-@cached_per_shape(maxsize=16)
-def shift_mask(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
-    """Rolling brings opposite edges of the image into one window: keep them from seeing each other.
-
-    Returns:
-        (T, N, N), 0 between pixels that were neighbours before the roll, otherwise -100.
-    """
-    y, x = (_regions(size, window, shift, device) for size in (height, width))
-    region = to_windows((3 * y[:, None] + x)[None, :, :, None], window)[0, :, :, 0]  # (T, N)
-    return (region[:, :, None] != region[:, None]) * -100.0
-
-
-def _regions(size: int, window: int, shift: int, device: torch.device) -> Tensor:
-    """0 before the last window, 1 in it, 2 for what the roll brought from the other edge; (size,)."""
-    at = torch.arange(size, device=device)
-    return (at >= size - window).long() + (at >= size - shift).long()
+        x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2, 5).flatten(3)  # (B, H / 2, W / 2, 4 C)
+        if may_run_in_blocks(x):
+            return swin_blocks.in_rows(self.norm, self.reduction, x)
+        return self.reduction(self.norm(x))
 
 
 def _init_linear(module: nn.Module) -> None:
