@@ -37,10 +37,33 @@ class PixelDecoderHead(nn.Module):
 
     _version = 2
 
-    def __init__(self, pixel_decoder: nn.Module, predictor: nn.Module) -> None:
+    def __init__(
+        self,
+        input_shape: Mapping[str, ShapeSpec],
+        num_classes: int,
+        pixel_decoder: nn.Module,
+        predictor: nn.Module,
+        loss_weight: float,
+        ignore_value: int,
+    ) -> None:
         super().__init__()
+        self.in_features = sorted(input_shape, key=lambda name: input_shape[name].stride)
+        self.num_classes = num_classes
         self.pixel_decoder = pixel_decoder
         self.predictor = predictor
+        self.loss_weight = loss_weight
+        self.ignore_value = ignore_value
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
+        head = cfg.MODEL.SEM_SEG_HEAD
+        return {
+            "input_shape": {name: shape for name, shape in input_shape.items() if name in head.IN_FEATURES},
+            "num_classes": head.NUM_CLASSES,
+            "pixel_decoder": build_pixel_decoder(cfg, input_shape),
+            "loss_weight": head.LOSS_WEIGHT,
+            "ignore_value": head.IGNORE_VALUE,
+        }
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
         rename_old_keys(state_dict, prefix)
@@ -71,39 +94,34 @@ class MaskFormerHead(PixelDecoderHead):
             ignore_value: label of pixels without a class, for whoever builds targets.
             transformer_in_feature: what the predictor attends to, see MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE.
         """
-        super().__init__(pixel_decoder, transformer_predictor)
-        self.in_features = sorted(input_shape, key=lambda name: input_shape[name].stride)
-        self.num_classes = num_classes
-        self.loss_weight = loss_weight
-        self.ignore_value = ignore_value
+        super().__init__(input_shape, num_classes, pixel_decoder, transformer_predictor, loss_weight, ignore_value)
         self.transformer_in_feature = transformer_in_feature
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
-        head = cfg.MODEL.SEM_SEG_HEAD
-        features = {name: shape for name, shape in input_shape.items() if name in head.IN_FEATURES}
         return {
-            "input_shape": features,
-            "num_classes": head.NUM_CLASSES,
-            "pixel_decoder": build_pixel_decoder(cfg, input_shape),
-            "loss_weight": head.LOSS_WEIGHT,
-            "ignore_value": head.IGNORE_VALUE,
-            "transformer_predictor": build_transformer_decoder(
-                cfg, predictor_channels(cfg, input_shape), mask_classification=True
-            ),
-            "transformer_in_feature": cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE,
+            **super().from_config(cfg, input_shape),
+            **transformer_config(cfg, input_shape, mask_classification=True),
         }
 
     def forward(self, features: Mapping[str, Tensor], mask: Tensor | None = None) -> dict[str, Any]:
         """Predict classes and masks: see the predictor for the result and for `mask`."""
-        mask_features, encoder_features, levels = self.pixel_decoder.forward_features(features)
-        source = predictor_input(self.transformer_in_feature, features, mask_features, encoder_features, levels)
+        source, mask_features = decode_pixels(self.pixel_decoder, self.transformer_in_feature, features)
         if self.training or mask_features.dtype == torch.float32:
             return self.predictor(source, mask_features, mask)
         # Whether a query may look somewhere is a yes or no: rounding here costs more accuracy than time.
         with torch.autocast(mask_features.device.type, enabled=False):
             source = [level.float() for level in source] if isinstance(source, list) else source.float()
             return self.predictor(source, mask_features.float(), mask)
+
+
+def transformer_config(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec], mask_classification: bool) -> dict[str, Any]:
+    """What heads with a transformer decoder read besides; `mask_classification`: whether queries have classes."""
+    channels = predictor_channels(cfg, input_shape)
+    return {
+        "transformer_predictor": build_transformer_decoder(cfg, channels, mask_classification=mask_classification),
+        "transformer_in_feature": cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE,
+    }
 
 
 def predictor_channels(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> int:
@@ -124,23 +142,24 @@ def predictor_channels(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> in
     return input_shape[source].channels
 
 
-def predictor_input(
-    source: str,
-    features: Mapping[str, Tensor],
-    mask_features: Tensor,
-    encoder_features: Tensor | None,
-    levels: list[Tensor],
-) -> Tensor | list[Tensor]:
-    """Pick what the transformer decoder attends to."""
+def decode_pixels(
+    pixel_decoder: nn.Module, source: str, features: Mapping[str, Tensor]
+) -> tuple[Tensor | list[Tensor], Tensor]:
+    """Run the pixel decoder.
+
+    Returns:
+        What the transformer decoder attends to, by the name `source`; (B, C, H, W) mask features.
+    """
+    mask_features, encoder_features, levels = pixel_decoder.forward_features(features)
     if source == "multi_scale_pixel_decoder":
-        return levels
+        return levels, mask_features
     if source == "pixel_embedding":
-        return mask_features
+        return mask_features, mask_features
     if source == "transformer_encoder":
         if encoder_features is None:
             raise ValueError(
                 "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE is transformer_encoder, but the pixel decoder has none; "
                 "choose TransformerEncoderPixelDecoder, or a feature of the backbone."
             )
-        return encoder_features
-    return features[source]
+        return encoder_features, mask_features
+    return features[source], mask_features

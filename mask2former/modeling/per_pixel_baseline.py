@@ -12,9 +12,7 @@ from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
-from .head import PixelDecoderHead, predictor_channels, predictor_input
-from .pixel_decoder.build import build_pixel_decoder
-from .transformer_decoder import build_transformer_decoder
+from .head import PixelDecoderHead, decode_pixels, transformer_config
 
 STRIDE = 4  # of the mask features
 
@@ -44,27 +42,7 @@ class PerPixelBaselineHead(PixelDecoderHead):
         nn.init.kaiming_normal_(predictor.weight, mode="fan_out", nonlinearity="relu")
         assert predictor.bias is not None
         nn.init.zeros_(predictor.bias)
-        super().__init__(pixel_decoder, predictor)
-        self._configure(input_shape, num_classes, loss_weight, ignore_value)
-
-    def _configure(
-        self, input_shape: Mapping[str, ShapeSpec], num_classes: int, loss_weight: float, ignore_value: int
-    ) -> None:
-        self.in_features = sorted(input_shape, key=lambda name: input_shape[name].stride)
-        self.num_classes = num_classes
-        self.loss_weight = loss_weight
-        self.ignore_value = ignore_value
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
-        head = cfg.MODEL.SEM_SEG_HEAD
-        return {
-            "input_shape": {name: shape for name, shape in input_shape.items() if name in head.IN_FEATURES},
-            "num_classes": head.NUM_CLASSES,
-            "pixel_decoder": build_pixel_decoder(cfg, input_shape),
-            "loss_weight": head.LOSS_WEIGHT,
-            "ignore_value": head.IGNORE_VALUE,
-        }
+        super().__init__(input_shape, num_classes, pixel_decoder, predictor, loss_weight, ignore_value)
 
     def forward(
         self, features: Mapping[str, Tensor], targets: Tensor | None = None
@@ -123,8 +101,9 @@ class PerPixelBaselinePlusHead(PerPixelBaselineHead):
             transformer_in_feature: what it attends to, see MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE.
             deep_supervision: a loss after every layer; the rest as in `PerPixelBaselineHead`.
         """
-        PixelDecoderHead.__init__(self, pixel_decoder, transformer_predictor)
-        self._configure(input_shape, num_classes, loss_weight, ignore_value)
+        PixelDecoderHead.__init__(
+            self, input_shape, num_classes, pixel_decoder, transformer_predictor, loss_weight, ignore_value
+        )
         self.transformer_in_feature = transformer_in_feature
         self.deep_supervision = deep_supervision
 
@@ -138,17 +117,13 @@ class PerPixelBaselinePlusHead(PerPixelBaselineHead):
             )
         return {
             **super().from_config(cfg, input_shape),
-            "transformer_predictor": build_transformer_decoder(
-                cfg, predictor_channels(cfg, input_shape), mask_classification=False
-            ),
-            "transformer_in_feature": cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE,
+            **transformer_config(cfg, input_shape, mask_classification=False),
             "deep_supervision": cfg.MODEL.MASK_FORMER.DEEP_SUPERVISION,
         }
 
     def layers(self, features: Mapping[str, Tensor]) -> list[Tensor]:
         """(B, K, h, w) logits of every layer that has a loss, the final ones last."""
-        mask_features, encoder_features, levels = self.pixel_decoder.forward_features(features)
-        source = predictor_input(self.transformer_in_feature, features, mask_features, encoder_features, levels)
+        source, mask_features = decode_pixels(self.pixel_decoder, self.transformer_in_feature, features)
         outputs = self.predictor(source, mask_features)
         earlier = outputs.get("aux_outputs", []) if self.training and self.deep_supervision else []
         return [*(layer["pred_masks"] for layer in earlier), outputs["pred_masks"]]
