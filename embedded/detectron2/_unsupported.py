@@ -1,7 +1,8 @@
 """Parts of detectron2 that the embedded one does not have: whoever asks for one is told so by name.
 
 `missing(__name__)` makes a module-level `__getattr__`; a meta-path finder does the same for whole modules. Both know
-the names that exist upstream, so that a misspelt name stays an ordinary AttributeError or ModuleNotFoundError.
+the names that exist upstream, so that a misspelt name stays an ordinary AttributeError or ModuleNotFoundError. What
+scripts import without using it is there as a `stub`.
 """
 
 import importlib.abc
@@ -75,6 +76,23 @@ def refuse(name: str) -> NoReturn:
         f"install upstream: {INSTALL_UPSTREAM} (it replaces this one; it needs a C++ compiler and torchvision)",
         name=f"detectron2.{name}",
     )
+
+
+def stub(name: str, base: type = object, methods: Sequence[str] = ()) -> type:
+    """A class in the place of upstream's `name`: it can be imported, and refuses to be made.
+
+    Args:
+        name: as for `refuse`.
+        base: what `isinstance` and `issubclass` of other scripts expect of it.
+        methods: static methods, which refuse as well.
+    """
+
+    def refusing(*args: Any, **kwargs: Any) -> NoReturn:
+        refuse(name)
+
+    members = {method: staticmethod(refusing) for method in methods}
+    document = f"Stands in for upstream's {name}; every use raises NotEmbeddedError."
+    return type(name.rpartition(".")[2], (base,), {"__init__": refusing, "__doc__": document, **members})
 
 
 def missing(module_name: str) -> Callable[[str], Any]:

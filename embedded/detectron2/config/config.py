@@ -88,10 +88,6 @@ class CfgNode(_CfgNode):
         with self._explaining(dict(zip(cfg_list[0::2], cfg_list[1::2])), ""):
             super().merge_from_list(cfg_list)
 
-    def dump(self, *args: Any, **kwargs: Any) -> str:
-        """The tree as YAML text, keys sorted."""
-        return super().dump(*args, **kwargs)
-
     def _check_version(self, loaded: "CfgNode", filename: str) -> None:
         assert self.VERSION == _VERSION, f"Merging needs a config of version {_VERSION}, this one is {self.VERSION}."
         logger = logging.getLogger(__name__)

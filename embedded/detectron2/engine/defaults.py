@@ -1,4 +1,7 @@
-"""The ordinary way to set up, train and use a model: all of it from a config, every part to be overridden."""
+"""The ordinary way to set up, train and use a model: all of it from a config, every part to be overridden.
+
+Longer than other files, because scripts import all of this from here, and DefaultTrainer is made of many small methods.
+"""
 
 import argparse
 import logging

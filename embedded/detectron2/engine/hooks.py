@@ -1,4 +1,7 @@
-"""What happens around the steps of a training run, one class each."""
+"""What happens around the steps of a training run, one class each.
+
+Longer than other files, because it is the module that all of the hooks are imported from, and none needs another.
+"""
 
 import datetime
 import logging

@@ -101,7 +101,7 @@ class WarmupMultiStepLR(LambdaLR):
             raise ValueError(f"Milestones should be increasing integers, got {milestones}")
 
         def factor(iteration: int) -> float:
-            warmup = _warmup(warmup_method, iteration, warmup_iters, warmup_factor)
+            warmup = warmup_factor_at(warmup_method, iteration, warmup_iters, warmup_factor)
             return warmup * gamma ** bisect.bisect_right(milestones, iteration)
 
         super().__init__(optimizer, factor, last_epoch)
@@ -126,7 +126,7 @@ class WarmupCosineLR(LambdaLR):
         _deprecated(self)
 
         def factor(iteration: int) -> float:
-            warmup = _warmup(warmup_method, iteration, warmup_iters, warmup_factor)
+            warmup = warmup_factor_at(warmup_method, iteration, warmup_iters, warmup_factor)
             return warmup * (1 + math.cos(math.pi * iteration / max_iters)) / 2
 
         super().__init__(optimizer, factor, last_epoch)
@@ -136,7 +136,7 @@ def _deprecated(scheduler: LRScheduler) -> None:
     logging.getLogger(__name__).warning("%s is deprecated: use LRMultiplier", type(scheduler).__name__)
 
 
-def _warmup(method: str, iteration: int, length: int, start: float) -> float:
+def warmup_factor_at(method: str, iteration: int, length: int, start: float) -> float:
     """From `start` to 1 over the first `length` iterations."""
     if iteration >= length:
         return 1.0

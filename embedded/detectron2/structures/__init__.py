@@ -1,12 +1,11 @@
 """What the data pipeline hands to a model and the model hands back: boxes, masks, instances, padded batches."""
 
-from detectron2._unsupported import missing
+from detectron2._unsupported import missing, stub
 
 from .boxes import Boxes, BoxMode, pairwise_intersection, pairwise_ioa, pairwise_iou
 from .image_list import ImageList
 from .instances import Instances
 from .masks import BitMasks, PolygonMasks, polygons_to_bitmask
-from .unsupported import Keypoints, ROIMasks, RotatedBoxes
 
 __all__ = [
     "BitMasks",
@@ -23,5 +22,10 @@ __all__ = [
     "pairwise_iou",
     "polygons_to_bitmask",
 ]
+
+# Of models that are not here.
+Keypoints = stub("structures.Keypoints")
+RotatedBoxes = stub("structures.RotatedBoxes")
+ROIMasks = stub("structures.ROIMasks")
 
 __getattr__ = missing(__name__)

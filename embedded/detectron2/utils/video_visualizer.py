@@ -6,6 +6,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from detectron2.structures import Boxes, pairwise_iou
+
 from ._canvas import RGB
 from ._masks import GenericMask, to_numpy
 from .visualizer import ColorMode, VisImage, Visualizer, _create_text_labels
@@ -158,8 +160,4 @@ def _mask_iou(masks: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 def _box_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """(N, M) IoU of (N, 4) and (M, 4) boxes."""
-    low = np.maximum(boxes[:, None, :2], others[:, :2])
-    high = np.minimum(boxes[:, None, 2:], others[:, 2:])
-    common = np.clip(high - low, 0, None).prod(-1)
-    areas = [(b[:, 2:] - b[:, :2]).prod(-1) for b in (boxes, others)]
-    return common / np.maximum(areas[0][:, None] + areas[1] - common, 1e-9)
+    return pairwise_iou(Boxes(boxes), Boxes(others)).numpy()

@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from detectron2.solver.lr_scheduler import warmup_factor_at
+
 
 class WarmupPolyLR(LRScheduler):
     """lr = base rate * warm-up factor * (1 - iteration / max_iters) ** power."""
@@ -63,7 +65,4 @@ class WarmupPolyLR(LRScheduler):
         decay = math.pow(left, self.power)
         if iteration >= self.warmup_iters:
             return max(decay, self.constant_ending)
-        if self.warmup_method == "constant":
-            return self.warmup_factor * decay
-        progress = iteration / self.warmup_iters
-        return (self.warmup_factor + (1 - self.warmup_factor) * progress) * decay
+        return warmup_factor_at(self.warmup_method, iteration, self.warmup_iters, self.warmup_factor) * decay
