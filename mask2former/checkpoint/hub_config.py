@@ -44,6 +44,7 @@ _MODEL = {
     "MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO": "importance_sample_ratio",
     "MODEL.MASK_FORMER.DEEP_SUPERVISION": "use_auxiliary_loss",
 }
+_MASKFORMER = "Reading a MaskFormer from there works: MODEL.WEIGHTS takes its folder."
 _STAGES = ["stage1", "stage2", "stage3", "stage4"]
 _FEEDFORWARD = 1024  # of the pixel decoder's encoder, fixed in the published models
 
@@ -68,8 +69,8 @@ def hub_config(cfg: CfgNode, class_names: list[str]) -> dict[str, Any]:
         or mask_former.TRANSFORMER_DECODER_NAME != "MultiScaleMaskedTransformerDecoder"
     ):
         raise ValueError(
-            f"Only Mask2Former is written for Hugging Face, not {head.PIXEL_DECODER_NAME} with "
-            f"{mask_former.TRANSFORMER_DECODER_NAME}."
+            f"Only Mask2Former is written for Hugging Face, and this is a MaskFormer ({head.PIXEL_DECODER_NAME} with "
+            f"{mask_former.TRANSFORMER_DECODER_NAME}). {_MASKFORMER}"
         )
     if len(class_names) != head.NUM_CLASSES:
         raise ValueError(f"There are {len(class_names)} class names for {head.NUM_CLASSES} classes.")
@@ -123,7 +124,9 @@ def settings_of_hub(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) 
         ValueError: it is another model, or has a part that the published model has not.
     """
     if config.get("model_type") != "mask2former":
-        raise ValueError(f"config.json is of a {config.get('model_type')!r} model, expected 'mask2former'.")
+        kind = config.get("model_type")
+        remedy = f" {_MASKFORMER}" if kind == "maskformer" else ""
+        raise ValueError(f"config.json is of a {kind!r} model, expected 'mask2former'.{remedy}")
     if config.get("encoder_feedforward_dim", _FEEDFORWARD) != _FEEDFORWARD:
         raise ValueError(f"encoder_feedforward_dim is {config['encoder_feedforward_dim']}, expected {_FEEDFORWARD}.")
     settings = {**PUBLISHED, **{ours: config[theirs] for ours, theirs in _MODEL.items() if theirs in config}}

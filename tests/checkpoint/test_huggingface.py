@@ -151,6 +151,24 @@ def tiny_mask2former(backbone):
     return shaken(transformers.Mask2FormerForUniversalSegmentation(config))
 
 
+def tiny_maskformer(backbone):
+    """Their MaskFormer with random weights."""
+    inner = tiny_mask2former(backbone).config.backbone_config
+    decoder = transformers.MaskFormerDetrConfig(
+        num_queries=7,
+        encoder_layers=1,
+        decoder_layers=2,
+        decoder_ffn_dim=48,
+        decoder_attention_heads=4,
+        encoder_attention_heads=4,
+        d_model=32,
+    )
+    config = transformers.MaskFormerConfig(
+        backbone_config=inner, decoder_config=decoder, fpn_feature_size=32, mask_feature_size=32, num_labels=5
+    )
+    return shaken(transformers.MaskFormerForInstanceSegmentation(config))
+
+
 def shaken(model):
     """Nothing left at its initial zero or one, where a mistake would not show."""
     for name, value in model.state_dict().items():
@@ -194,20 +212,7 @@ def test_their_model_gives_the_same_logits_here(tmp_path, monkeypatch, backbone,
 
 @pytest.mark.parametrize("backbone", ["swin", "resnet"])
 def test_their_maskformer_gives_the_same_logits_here(tmp_path, backbone):
-    inner = tiny_mask2former(backbone).config.backbone_config
-    decoder = transformers.MaskFormerDetrConfig(
-        num_queries=7,
-        encoder_layers=1,
-        decoder_layers=2,
-        decoder_ffn_dim=48,
-        decoder_attention_heads=4,
-        encoder_attention_heads=4,
-        d_model=32,
-    )
-    config = transformers.MaskFormerConfig(
-        backbone_config=inner, decoder_config=decoder, fpn_feature_size=32, mask_feature_size=32, num_labels=5
-    )
-    theirs = shaken(transformers.MaskFormerForInstanceSegmentation(config))
+    theirs = tiny_maskformer(backbone)
     theirs.save_pretrained(tmp_path)
     swin = {"MODEL.SWIN.DEPTHS": [1, 1, 2, 1]}
     ours = small_model(MASKFORMER, swin if backbone == "swin" else RESNET)
@@ -295,6 +300,30 @@ def test_the_tool_goes_both_ways(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=r"no config\.json"):
         (tmp_path / "hub" / "config.json").unlink()
         run_tool("convert_checkpoint", monkeypatch, tmp_path / "hub", tmp_path / "again.pkl")
+
+
+@pytest.mark.parametrize("given", ["weights", "config"])
+def test_a_maskformer_is_not_written_for_hugging_face(tmp_path, monkeypatch, given):
+    write_official(tmp_path / "model.pth", MASKFORMER)
+    arguments: list = [tmp_path / "model.pth", tmp_path / "hub"]
+    if given == "config":
+        (tmp_path / "model.yaml").write_text(small_config(MASKFORMER).dump())
+        arguments += ["--config-file", tmp_path / "model.yaml"]
+    with pytest.raises(SystemExit) as ended:
+        run_tool("convert_checkpoint", monkeypatch, *arguments)
+    assert ended.value.code == (
+        "convert_checkpoint: Only Mask2Former is written for Hugging Face, and this is a MaskFormer (BasePixelDecoder "
+        "with StandardTransformerDecoder). Reading a MaskFormer from there works: MODEL.WEIGHTS takes its folder."
+    )
+    assert not (tmp_path / "hub").exists()
+
+
+@pytest.mark.parametrize("backbone", ["swin", "resnet"])
+def test_their_maskformer_is_not_taken_for_a_mask2former(tmp_path, monkeypatch, backbone):
+    tiny_maskformer(backbone).save_pretrained(tmp_path / "hub")
+    with pytest.raises(SystemExit, match=r"config\.json is of a 'maskformer' model, expected 'mask2former'") as ended:
+        run_tool("convert_checkpoint", monkeypatch, tmp_path / "hub", tmp_path / "model.pkl")
+    assert "MODEL.WEIGHTS takes" in str(ended.value.code) and not (tmp_path / "model.pkl").exists()
 
 
 def test_a_converted_backbone_is_in_the_zoos_layout(tmp_path, monkeypatch):
