@@ -272,7 +272,7 @@ def _decode(shape: dict[str, Any], box: Sequence[int], mask: np.ndarray) -> None
 
 def _run_length(count: int) -> bytes:
     """One number of COCO's compressed run lengths: five bits a character, low ones first, 32 if more follow."""
-    codes = []
+    codes: list[int] = []
     while not codes or codes[-1] & 32:
         low, count = count & 31, count >> 5
         # The highest bit of the last character is the sign.
