@@ -10,8 +10,9 @@ import functools
 import importlib.util
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -159,13 +160,31 @@ def _pairs(sizes: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip(sizes[::2], sizes[1::2], strict=True))
 
 
-@torch.library.custom_op("mask2former::ms_deform_attn", mutates_args=(), device_types=("cpu", "cuda"))
+_LIBRARY = torch.library.Library("mask2former", "DEF")
+
+
+def _operator(name: str, *devices: str) -> Callable[[Callable], Any]:
+    """Make an operator torch.ops.mask2former.`name` of a function.
+
+    `torch.library.custom_op` is shorter, but imports the whole compiler at the first call: seconds at every start.
+    """
+
+    def register(function: Callable) -> Any:
+        _LIBRARY.define(name + torch.library.infer_schema(function, mutates_args=()), tags=torch.Tag.pt2_compliant_tag)
+        for device in devices:
+            _LIBRARY.impl(name, function, device.upper())
+        return getattr(torch.ops.mask2former, name).default
+
+    return register
+
+
+@_operator("ms_deform_attn", "cpu", "cuda")
 def _sample(value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
     out = _kernels(value.device).forward(value, _pairs(sizes), locations.flatten(2), weights.flatten(2), None)
     return out.to(value.dtype)
 
 
-@torch.library.custom_op("mask2former::ms_deform_attn_backward", mutates_args=(), device_types=("cpu", "cuda"))
+@_operator("ms_deform_attn_backward", "cpu", "cuda")
 def _sample_backward(
     grad: Tensor, value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -181,12 +200,12 @@ def _sample_backward(
     )
 
 
-@torch.library.custom_op("mask2former::ms_deform_attn_projected", mutates_args=(), device_types="cpu")
+@_operator("ms_deform_attn_projected", "cpu")
 def _sample_projected(value: Tensor, sizes: Sequence[int], reference: Tensor, projected: Tensor) -> Tensor:
     return _kernels(value.device).forward(value, _pairs(sizes), projected, None, reference).to(value.dtype)
 
 
-@torch.library.custom_op("mask2former::ms_deform_attn_projected_backward", mutates_args=(), device_types="cpu")
+@_operator("ms_deform_attn_projected_backward", "cpu")
 def _sample_projected_backward(
     grad: Tensor, value: Tensor, sizes: Sequence[int], reference: Tensor, projected: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -195,22 +214,22 @@ def _sample_projected_backward(
     return grad_value.to(value.dtype), grad_projected.to(projected.dtype)
 
 
-@_sample.register_fake
+@torch.library.register_fake(_sample)
 def _(value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
     return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
 
 
-@_sample_projected.register_fake
+@torch.library.register_fake(_sample_projected)
 def _(value: Tensor, sizes: Sequence[int], reference: Tensor, projected: Tensor) -> Tensor:
     return value.new_empty(value.shape[0], projected.shape[1], value.shape[2] * value.shape[3])
 
 
-@_sample_backward.register_fake
+@torch.library.register_fake(_sample_backward)
 def _(grad: Tensor, value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.new_empty(x.shape) for x in (value, locations, weights))
 
 
-@_sample_projected_backward.register_fake
+@torch.library.register_fake(_sample_projected_backward)
 def _(grad: Tensor, value: Tensor, sizes: Sequence[int], reference: Tensor, projected: Tensor) -> tuple[Tensor, ...]:
     return value.new_empty(value.shape), projected.new_empty(projected.shape)
 
@@ -232,5 +251,5 @@ def _projected_gradients(ctx, grad):
     return grad_value, None, None, grad_projected
 
 
-_sample.register_autograd(_sample_gradients, setup_context=_keep_inputs)
-_sample_projected.register_autograd(_projected_gradients, setup_context=_keep_inputs)
+torch.library.register_autograd(_sample, _sample_gradients, setup_context=_keep_inputs)
+torch.library.register_autograd(_sample_projected, _projected_gradients, setup_context=_keep_inputs)
