@@ -20,9 +20,13 @@ def extent(mask: np.ndarray) -> dict[str, Any]:
 
 def instance(mask: np.ndarray, category_id: int, is_crowd: int = 0) -> Record:
     """An annotation with the mask as RLE; id and image_id come later."""
+    return {"category_id": category_id, "iscrowd": is_crowd, **extent(mask), "segmentation": run_lengths(mask)}
+
+
+def run_lengths(mask: np.ndarray) -> dict[str, Any]:
+    """COCO's compressed RLE of an (H, W) mask, for a json file."""
     rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
-    segmentation = {"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode("ascii")}
-    return {"category_id": category_id, "iscrowd": is_crowd, **extent(mask), "segmentation": segmentation}
+    return {"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
 def image_record(item: Item, shape: tuple[int, ...], file_name: str | None = None) -> Record:

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
+from _segments import extent, run_lengths
 from panopticapi.utils import id2rgb, rgb2id
 from PIL import Image
 from shapes_scene import THINGS, Array, Scene, Segment, develop, make_scene
@@ -45,16 +46,11 @@ def uncompressed_rle(mask: Array) -> dict[str, Any]:
     return {"size": list(mask.shape), "counts": np.diff([0, *ends]).tolist()}
 
 
-def compressed_rle(mask: Array) -> dict[str, Any]:
-    rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": rle["size"], "counts": rle["counts"].decode()}
-
-
 def segmentation_of(segment: Segment, mask: Array) -> Any:
     if segment.is_crowd:
         return uncompressed_rle(mask)
     is_whole = segment.polygon is not None and int(mask.sum()) == segment.area
-    return [segment.polygon] if is_whole else compressed_rle(mask)
+    return [segment.polygon] if is_whole else run_lengths(mask)
 
 
 def segment_ids(rng: np.random.Generator, count: int) -> list[int]:
@@ -74,19 +70,11 @@ def describe(scene: Scene, image_id: int, ids: list[int]) -> tuple[list[dict], l
     instances, segments = [], []
     for position, (segment, id_) in enumerate(zip(scene.segments, ids), start=1):
         mask = scene.owner == position
-        area = int(mask.sum())
-        if area == 0:
+        if not mask.any():
             continue
         panoptic[mask] = id_
         semantic[mask] = SHAPES_CATEGORIES.index(segment.category)
-        y, x = np.nonzero(mask)
-        box = [int(x.min()), int(y.min()), int(np.ptp(x)) + 1, int(np.ptp(y)) + 1]
-        shared = {
-            "category_id": segment.category["id"],
-            "area": area,
-            "bbox": box,
-            "iscrowd": int(segment.is_crowd),
-        }
+        shared = {"category_id": segment.category["id"], **extent(mask), "iscrowd": int(segment.is_crowd)}
         segments.append({"id": id_, **shared})
         if segment.category["isthing"]:
             instances.append({"image_id": image_id, **shared, "segmentation": segmentation_of(segment, mask)})

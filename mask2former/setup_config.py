@@ -1,7 +1,7 @@
 """From a config file to a config that runs here, and says which of its settings do nothing."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +50,15 @@ def runnable_here(cfg: CfgNode) -> CfgNode:
     if not str(cfg.MODEL.DEVICE).startswith("cuda") or torch.cuda.is_available():
         return cfg
     logger.warning("MODEL.DEVICE is %s, but there is no CUDA device: running on the CPU.", cfg.MODEL.DEVICE)
+    return changed(cfg, {"MODEL.DEVICE": "cpu"})
+
+
+def changed(cfg: CfgNode, settings: Mapping[str, Any]) -> CfgNode:
+    """A copy with other values, by dotted keys; frozen if the config is."""
     frozen = cfg.is_frozen()
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.DEVICE = "cpu"
+    cfg.merge_from_list([part for setting in settings.items() for part in setting])
     if frozen:
         cfg.freeze()
     return cfg

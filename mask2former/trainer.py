@@ -30,7 +30,7 @@ from mask2former.data.mappers import build_mapper
 from mask2former.evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator, InstanceSegEvaluator
 from mask2former.modeling.settings import check_names, registered
 from mask2former.optimizer import build_optimizer, gradient_norm
-from mask2former.setup_config import report_settings_without_effect, runnable_here
+from mask2former.setup_config import changed, report_settings_without_effect, runnable_here
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Trainer(DefaultTrainer):
         cfg = runnable_here(cfg)
         # detectron2's mixed-precision trainer needs CUDA; on the CPU the model does it itself.
         mixed_on_cpu = cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu"
-        super().__init__(_without_amp(cfg) if mixed_on_cpu else cfg)
+        super().__init__(changed(cfg, {"SOLVER.AMP.ENABLED": False}) if mixed_on_cpu else cfg)
         precision = "float16" if cfg.SOLVER.AMP.ENABLED else "float32"
         if mixed_on_cpu:
             precision = "bfloat16" if cpu_has_bfloat16() else "float32, as this processor has no bfloat16"
@@ -260,19 +260,7 @@ def _semantic_only(cfg: CfgNode) -> CfgNode:
             "Test-time augmentation averages semantic scores, but MODEL.MASK_FORMER.TEST.SEMANTIC_ON is False. "
             "Set it, or TEST.AUG.ENABLED False."
         )
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON = False
-    cfg.freeze()
-    return cfg
-
-
-def _without_amp(cfg: CfgNode) -> CfgNode:
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.SOLVER.AMP.ENABLED = False
-    cfg.freeze()
-    return cfg
+    return changed(cfg, {f"MODEL.MASK_FORMER.TEST.{task}_ON": False for task in ("PANOPTIC", "INSTANCE")})
 
 
 def _log_model(cfg: CfgNode, model: nn.Module) -> None:

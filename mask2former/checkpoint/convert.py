@@ -11,6 +11,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from ..setup_config import changed
 from . import huggingface
 from .hub_config import (
     NOT_THERE,
@@ -56,9 +57,7 @@ def to_hub(
     if cfg is None:
         cfg = config_of_settings({**settings_of_weights(weights), **settings_of_task(task or "all")})
     elif task is not None:
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.merge_from_list([part for setting in settings_of_task(task).items() for part in setting])
+        cfg = changed(cfg, settings_of_task(task))
     check_fits(weights, cfg)
     config = hub_config(cfg, class_names or names_of_classes(cfg))
     preprocessor = hub_preprocessor(cfg)

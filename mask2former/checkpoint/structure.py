@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor
 
-from ..setup_config import default_config
+from ..setup_config import changed, default_config
 
 Weights = dict[str, Tensor]
 Settings = dict[str, Any]
@@ -84,11 +84,8 @@ def check_fits(weights: Weights, cfg: CfgNode) -> Any:
     Raises:
         ValueError: a name or a shape differs.
     """
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
-        own = build_model(cfg).state_dict()
+        own = build_model(changed(cfg, {"MODEL.DEVICE": "meta"})).state_dict()
     counted = ".num_batches_tracked"
     differing = [name for name in {*own, *weights} if (name in own) != (name in weights) and not name.endswith(counted)]
     differing += [name for name in own if name in weights and own[name].shape != weights[name].shape]

@@ -13,7 +13,7 @@ from torch import nn
 from detectron2.checkpoint import files
 from detectron2.checkpoint.matching import match_names
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
+from detectron2.utils.file_io import PathManager, atomic_file
 
 __all__ = ["DetectionCheckpointer"]
 
@@ -86,14 +86,14 @@ class DetectionCheckpointer(Checkpointer):
         os.makedirs(folder, exist_ok=True)
         path = os.path.join(folder, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
-        with files.atomic_file(path) as file:
+        with atomic_file(path) as file:
             torch.save({"model": self.model.state_dict(), **states, **kwargs}, file)
         self.tag_last_checkpoint(f"{name}.pth")
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Make this file of `save_dir` the one that is resumed from."""
         folder = self.path_manager.get_local_path(self.save_dir)
-        with files.atomic_file(os.path.join(folder, "last_checkpoint")) as file:
+        with atomic_file(os.path.join(folder, "last_checkpoint")) as file:
             file.write(last_filename_basename.encode())
 
     def _read_on_all(self, path: str) -> dict[str, Any]:

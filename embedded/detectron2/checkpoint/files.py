@@ -1,13 +1,12 @@
 """Checkpoint files as data: arrays and plain containers are read, anything that would run code is refused."""
 
-import contextlib
 import io
 import os
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from typing import IO, Any
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,21 +63,6 @@ def read_safetensors(path: str) -> dict[str, torch.Tensor]:
         return safetensors.torch.load_file(path)
     except Exception as error:  # its SafetensorError derives from Exception only
         raise ValueError(_damaged(path, error)) from error
-
-
-@contextlib.contextmanager
-def atomic_file(path: str) -> Iterator[IO[bytes]]:
-    """Write a file that appears under `path` only when it is complete and on the disk."""
-    temporary = f"{path}.tmp{os.getpid()}"
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(temporary)
 
 
 class _RefusedError(Exception):

@@ -1,6 +1,8 @@
 """PathManager: local paths, web addresses and detectron2:// names through one interface (iopath)."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import IO, Any
 from urllib.error import URLError
 from urllib.parse import urlparse
@@ -16,7 +18,7 @@ from iopath.common.file_io import (
     PathManager as PathManagerBase,
 )
 
-__all__ = ["PathHandler", "PathManager", "file_lock"]
+__all__ = ["PathHandler", "PathManager", "atomic_file", "file_lock"]
 
 _MODEL_BUCKET = "https://dl.fbaipublicfiles.com/detectron2/"
 
@@ -54,3 +56,18 @@ PathManager = PathManagerBase()
 PathManager.register_handler(_WebHandler())
 PathManager.register_handler(OneDrivePathHandler())
 PathManager.register_handler(_ModelZooHandler())
+
+
+@contextlib.contextmanager
+def atomic_file(path: str) -> Iterator[IO[bytes]]:
+    """Write a file that appears under `path` only when it is complete and on the disk."""
+    temporary = f"{path}.tmp{os.getpid()}"
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)

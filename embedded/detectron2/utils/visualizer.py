@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from panopticapi.utils import rgb2id
 from PIL import Image
 
 from ._canvas import RGB, Color, parse_color
@@ -131,8 +132,7 @@ class Visualizer(Primitives):
         elif dic.get("sem_seg_file_name"):
             self.draw_sem_seg(np.asarray(Image.open(dic["sem_seg_file_name"])), alpha=0.5)
         if dic.get("pan_seg_file_name"):
-            colors = np.asarray(Image.open(dic["pan_seg_file_name"]).convert("RGB")).astype(np.int32)
-            ids = colors @ np.array([1, 256, 256**2], dtype=np.int32)
+            ids = rgb2id(np.asarray(Image.open(dic["pan_seg_file_name"]).convert("RGB")))
             infos = dic["segments_info"]
             thing_ids = set(getattr(self.metadata, "thing_dataset_id_to_contiguous_id", {}).values())
             infos = [{"isthing": info["category_id"] in thing_ids, **info} for info in infos]

@@ -12,7 +12,7 @@ import pycocotools.mask as mask_util
 from iopath.common.file_io import file_lock
 
 from detectron2.structures import BoxMode, PolygonMasks
-from detectron2.utils.file_io import PathManager
+from detectron2.utils.file_io import PathManager, atomic_file
 
 from ..catalog import DatasetCatalog, MetadataCatalog
 
@@ -301,8 +301,6 @@ def convert_to_coco_json(dataset_name: str, output_file: str, allow_cached: bool
             logger.warning(f"Using '{output_file}', which is there already. Delete it if the dataset has changed.")
             return
         content = convert_to_coco_dict(dataset_name)
-        temporary = f"{output_file}.{os.getpid()}.tmp"
-        with open(temporary, "w") as file:
-            json.dump(content, file)
-        os.replace(temporary, output_file)
+        with atomic_file(output_file) as file:
+            file.write(json.dumps(content).encode())
         logger.info(f"Wrote '{dataset_name}' in COCO format to {output_file}")
