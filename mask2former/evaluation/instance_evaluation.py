@@ -1,6 +1,6 @@
 """Mask AP for data sets whose things are scattered among the classes, as in ADE20K's panoptic form."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from detectron2.data.catalog import Metadata
@@ -21,9 +21,9 @@ class InstanceSegEvaluator(COCOEvaluator):
         if self._rank is not None:
             self._metadata = counted_from_zero(self._metadata, self._rank)
 
-    def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: Sequence[int] | None = None) -> None:
+    def _eval_predictions(self, predictions: Sequence[dict[str, Any]], img_ids: Sequence[int] | None = None) -> None:
         if self._rank is not None:
-            predictions = [{**image, "instances": self._renumbered(image["instances"])} for image in predictions]
+            predictions = Renumbered(predictions, self._renumbered)
         super()._eval_predictions(predictions, img_ids=img_ids)
 
     def _renumbered(self, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -34,6 +34,30 @@ class InstanceSegEvaluator(COCOEvaluator):
                 f"'{self._metadata.name}': {sorted(self._rank)}"
             )
         return [{**entry, "category_id": self._rank[entry["category_id"]]} for entry in entries]
+
+
+class Renumbered(Sequence[dict[str, Any]]):
+    """Predictions with other classes, made when they are read: detectron2 may keep them on disk.
+
+    Args:
+        predictions: {"image_id", "instances"} of each image.
+        renumber: makes the new instances of an image.
+    """
+
+    def __init__(
+        self,
+        predictions: Sequence[dict[str, Any]],
+        renumber: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
+    ) -> None:
+        self._predictions = predictions
+        self._renumber = renumber
+
+    def __len__(self) -> int:
+        return len(self._predictions)
+
+    def __getitem__(self, index: Any) -> Any:
+        image = self._predictions[index]
+        return {**image, "instances": self._renumber(image["instances"])}
 
 
 def counted_from_zero(metadata: Metadata, rank: dict[int, int]) -> Metadata:

@@ -1,27 +1,27 @@
-"""COCO's average precision of masks and boxes, computed by faster-coco-eval (pycocotools where that is missing)."""
+"""COCO's average precision of masks and boxes, with memory that does not grow with the images or their size."""
 
 import contextlib
 import copy
 import io
-import itertools
-import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_util
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_json
-from detectron2.evaluation import fast_eval_api
+from detectron2.evaluation.average_precision import StreamedCOCOeval
 from detectron2.evaluation.evaluator import DatasetEvaluator
 from detectron2.evaluation.fast_eval_api import COCOeval_opt
+from detectron2.evaluation.rle import encode_masks
 from detectron2.evaluation.sanity import log_coverage, warn_at_extremes
+from detectron2.evaluation.spool import Spool, joined, save_items, write_json_list
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils.comm import gather, is_main_process, synchronize
 from detectron2.utils.file_io import PathManager
@@ -39,7 +39,7 @@ _MAX_DETECTIONS = (1, 10, 100)
 class COCOEvaluator(DatasetEvaluator):
     """AP of instances: "segm" for masks, "bbox" for boxes.
 
-    Masks are kept run-length encoded, so memory does not depend on the size of the images.
+    Masks are run-length encoded and kept on disk until they are scored, one image after the other.
     Attributes and methods with one underscore are what known subclasses use: they stay.
 
     Args:
@@ -48,7 +48,7 @@ class COCOEvaluator(DatasetEvaluator):
         distributed: gather the predictions of all processes.
         output_dir: where to write coco_instances_results.json and instances_predictions.pth, if anywhere.
         max_dets_per_image: how many of the best instances of an image count, 100 by default.
-        use_fast_impl: compiled evaluation; the numbers are the same.
+        use_fast_impl: False lets pycocotools score: slower, and it holds all predictions; the same numbers.
         kpt_oks_sigmas: for keypoints of other than COCO's number.
         allow_cached_coco: whether a converted file from an earlier run may be used.
     """
@@ -71,9 +71,7 @@ class COCOEvaluator(DatasetEvaluator):
         self._kpt_oks_sigmas = kpt_oks_sigmas
         self._max_dets_per_image = max_dets_per_image
         self._cpu_device = torch.device("cpu")
-        if use_fast_impl and not fast_eval_api.AVAILABLE:
-            self._logger.info("faster-coco-eval is not installed: evaluating with pycocotools, which is slower.")
-        self._use_fast_impl = use_fast_impl and fast_eval_api.AVAILABLE
+        self._use_fast_impl = use_fast_impl
         if tasks is not None and not isinstance(tasks, (list, tuple)):
             self._logger.warning(
                 "COCOEvaluator(name, cfg) is deprecated: pass tasks=(...) or nothing instead of a cfg."
@@ -100,7 +98,7 @@ class COCOEvaluator(DatasetEvaluator):
         return path
 
     def reset(self) -> None:
-        self._predictions: list[dict[str, Any]] = []
+        self._predictions: Any = Spool()  # of {"image_id", "instances"}; subclasses may put a list here
         self._results: dict[str, dict[str, float]] = {}
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
@@ -125,16 +123,17 @@ class COCOEvaluator(DatasetEvaluator):
         predictions = self._predictions
         if self._distributed:
             synchronize()
-            predictions = list(itertools.chain.from_iterable(gather(predictions, dst=0)))
+            shares = gather(predictions, dst=0)
             if not is_main_process():
                 return {}
+            predictions = joined(shares)
         if not predictions:
             self._logger.warning("[COCOEvaluator] Did not receive valid predictions.")
             return {}
         if self._output_dir:
             PathManager.mkdirs(self._output_dir)
             with PathManager.open(os.path.join(self._output_dir, "instances_predictions.pth"), "wb") as file:
-                torch.save(predictions, file)
+                save_items(predictions, file)
         self._results = {}
         self._eval_predictions(predictions, img_ids=img_ids)
         return copy.deepcopy(self._results)
@@ -150,24 +149,29 @@ class COCOEvaluator(DatasetEvaluator):
             tasks.remove("bbox")
         return tasks
 
-    def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: Sequence[int] | None = None) -> None:
-        """Fill `self._results`, a table of metrics for each task."""
-        coco_results = list(itertools.chain.from_iterable(image["instances"] for image in predictions))
-        tasks = self._tasks or self._tasks_from_predictions(coco_results)
-        coco_results = self._with_dataset_categories(coco_results)
+    def _eval_predictions(self, predictions: Sequence[dict[str, Any]], img_ids: Sequence[int] | None = None) -> None:
+        """Fill `self._results`, a table of metrics for each task.
+
+        Args:
+            predictions: {"image_id", "instances"} of each image, read several times and never held all at once.
+        """
+        found = Detections(predictions, lambda entries: entries)
+        tasks = self._tasks or self._tasks_from_predictions(found)
+        coco_results = Detections(predictions, self._with_dataset_categories)
         if self._output_dir:
             path = os.path.join(self._output_dir, "coco_instances_results.json")
             self._logger.info("Saving results to %s", path)
             with PathManager.open(path, "w") as file:
-                file.write(json.dumps(coco_results))
+                write_json_list(coco_results.images(), file)
         if not self._do_evaluation:
             self._logger.info("Annotations are not available for evaluation.")
             return
 
-        self._log_coverage(coco_results)
+        found_categories = {entry["category_id"] for entry in coco_results}
+        self._log_coverage(found_categories)
         for task in sorted(tasks):
             coco_eval = None
-            if coco_results:
+            if found_categories:
                 coco_eval = _evaluate_predictions_on_coco(
                     self._coco_api,
                     coco_results,
@@ -197,7 +201,7 @@ class COCOEvaluator(DatasetEvaluator):
             mapped.append({**entry, "category_id": to_dataset[label]})
         return mapped
 
-    def _log_coverage(self, coco_results: list[dict[str, Any]]) -> None:
+    def _log_coverage(self, found_categories: set[int]) -> None:
         annotations = self._coco_api.dataset["annotations"]
         crowds = sum(annotation.get("iscrowd", 0) for annotation in annotations)
         log_coverage(
@@ -205,7 +209,7 @@ class COCOEvaluator(DatasetEvaluator):
             "instances",
             len(self._coco_api.getCatIds()),
             {annotation["category_id"] for annotation in annotations if not annotation.get("iscrowd", 0)},
-            {entry["category_id"] for entry in coco_results},
+            found_categories,
             crowds / max(len(annotations), 1),
         )
 
@@ -285,20 +289,62 @@ def instances_to_coco_json(instances: Instances, img_id: int | str) -> list[dict
     return [{"image_id": img_id, **dict(zip(columns, values))} for values in zip(*columns.values())]
 
 
-def encode_masks(masks: torch.Tensor) -> list[dict[str, Any]]:
-    """(N, H, W) masks, anything but 0 is inside -> N compressed RLEs with `counts` as text."""
-    masks = torch.as_tensor(masks)
-    rles = []
-    for mask in masks:  # one at a time: the copy that pycocotools needs, column by column, stays small
-        columns = mask.bool().t().contiguous().numpy().view(np.uint8).T
-        rle = mask_util.encode(columns)
-        rles.append({"size": rle["size"], "counts": rle["counts"].decode("ascii")})
-    return rles
+class Detections:
+    """The instances of predictions, as a list whose items are read when they are asked for.
+
+    Args:
+        predictions: {"image_id", "instances"}, possibly several of one image.
+        finish: what makes results of the instances of an image.
+    """
+
+    def __init__(
+        self,
+        predictions: Sequence[dict[str, Any]],
+        finish: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
+    ) -> None:
+        self._predictions = predictions
+        self._finish = finish
+
+    def images(self) -> Iterator[list[dict[str, Any]]]:
+        return (self._finish(image["instances"]) for image in self._predictions)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (entry for entries in self.images() for entry in entries)
+
+    def by_image(self) -> "DetectionsByImage":
+        return DetectionsByImage(self._predictions, self._finish)
+
+
+class DetectionsByImage(Mapping[Any, list[dict[str, Any]]]):
+    """The same by the image's id; memory holds where each image is found."""
+
+    def __init__(
+        self,
+        predictions: Sequence[dict[str, Any]],
+        finish: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
+    ) -> None:
+        self._predictions = predictions
+        self._finish = finish
+        self._places: defaultdict[Any, list[int]] = defaultdict(list)
+        for place, image in enumerate(predictions):
+            if image["instances"]:
+                self._places[image["image_id"]].append(place)
+
+    def __getitem__(self, image: Any) -> list[dict[str, Any]]:
+        if image not in self._places:
+            raise KeyError(image)
+        return [entry for i in self._places[image] for entry in self._finish(self._predictions[i]["instances"])]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 def _evaluate_predictions_on_coco(
     coco_gt: COCO,
-    coco_results: list[dict[str, Any]],
+    coco_results: Iterable[dict[str, Any]],
     iou_type: str,
     kpt_oks_sigmas: Sequence[float] | None = None,
     cocoeval_fn: Callable[..., Any] | None = None,
@@ -310,27 +356,31 @@ def _evaluate_predictions_on_coco(
     """Run COCOeval: evaluate, accumulate, summarize.
 
     Args:
-        cocoeval_fn, use_fast_impl: which COCOeval; detectron2 has had both keywords, the first wins.
+        coco_results: a list, or `Detections`.
+        cocoeval_fn, use_fast_impl: which COCOeval; detectron2 has had both keywords, the first wins. By default the one
+            that reads image by image, but for keypoints faster-coco-eval's.
         img_ids: only these images.
         max_dets_per_image: how many of the best count, or the three numbers that COCO calls maxDets.
 
     Returns:
         the COCOeval, whose `stats` are taken with the largest number of detections.
     """
-    assert coco_results, "no results to evaluate"
+    assert any(True for _ in coco_results), "no results to evaluate"
+    streamed = cocoeval_fn is None and use_fast_impl and iou_type in ("segm", "bbox")
     if cocoeval_fn is None:
         cocoeval_fn = COCOeval_opt if use_fast_impl else COCOeval
     if cocoeval_fn is COCOeval_opt and any(isinstance(image_id, str) for image_id in coco_gt.imgs):
         cocoeval_fn = COCOeval  # the compiled one keeps ids as numbers; ADE20K's are text
-    if iou_type == "segm" and any("segmentation" not in entry for entry in coco_results):
-        raise ValueError("the task segm needs pred_masks in the predictions; there are instances without")
-    # With a box, COCO would take the area (small, medium, large) of a mask from it. And loadRes writes into its input.
-    unused = {"bbox"} if iou_type == "segm" else set()
-    coco_results = [{key: entry[key] for key in entry.keys() - unused} for entry in coco_results]
 
     messages = io.StringIO()
     with contextlib.redirect_stdout(messages):
-        coco_eval = cocoeval_fn(coco_gt, coco_gt.loadRes(coco_results), iou_type)
+        if streamed:
+            coco_eval = StreamedCOCOeval(coco_gt, _by_image(coco_results), iou_type)
+        else:
+            # With a box, COCO would take the area (small, medium, large) of a mask from it. And loadRes writes into it.
+            unused = {"bbox"} if iou_type == "segm" else set()
+            plain = [{key: entry[key] for key in entry.keys() - unused} for entry in coco_results]
+            coco_eval = cocoeval_fn(coco_gt, coco_gt.loadRes(plain), iou_type)
         params = coco_eval.params
         if iou_type == "keypoints":
             if kpt_oks_sigmas:
@@ -347,6 +397,15 @@ def _evaluate_predictions_on_coco(
         coco_eval.stats = [*_average_precisions(coco_eval), *coco_eval.stats[6:]]
     logging.getLogger(__name__).debug(messages.getvalue())
     return coco_eval
+
+
+def _by_image(coco_results: Iterable[dict[str, Any]]) -> Mapping[Any, Sequence[dict[str, Any]]]:
+    if isinstance(coco_results, Detections):
+        return coco_results.by_image()
+    entries: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for entry in coco_results:
+        entries[entry["image_id"]].append(entry)
+    return entries
 
 
 def _max_detections(asked: Sequence[int] | int | None) -> list[int]:

@@ -11,6 +11,7 @@ from panopticapi.evaluation import PQStat, pq_of_image, read_ids, summarize
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation.evaluator import DatasetEvaluator
 from detectron2.evaluation.sanity import log_coverage, warn_at_extremes
+from detectron2.evaluation.spool import Spool, joined, write_json_list
 from detectron2.utils.comm import gather, is_main_process, synchronize
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
@@ -43,7 +44,9 @@ class COCOPanopticEvaluator(DatasetEvaluator):
 
     def reset(self) -> None:
         self._stat = PQStat()
-        self._predictions: list[dict[str, Any]] = []
+        self._predictions = Spool()
+        self._predicted: set[Any] = set()  # images and, below, categories
+        self._predicted_categories: set[int] = set()
         self._void_pixels = self._pixels = 0
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
@@ -65,7 +68,10 @@ class COCOPanopticEvaluator(DatasetEvaluator):
             segments = [self._with_dataset_category(segment) for segment in segments]
             name = os.path.splitext(os.path.basename(record["file_name"]))[0] + ".png"
             prediction = {"image_id": record["image_id"], "file_name": name, "segments_info": segments}
-            self._predictions.append(prediction)
+            self._predicted.add(record["image_id"])
+            self._predicted_categories |= {segment["category_id"] for segment in segments}
+            if self._output_dir:
+                self._predictions.append([prediction])
             truth = self._truth_of_image.get(record["image_id"])
             if truth is None:
                 continue  # counted in evaluate()
@@ -96,16 +102,16 @@ class COCOPanopticEvaluator(DatasetEvaluator):
             ValueError: an image of the ground truth was not predicted.
         """
         synchronize()
-        shares = gather((self._stat, self._predictions, self._void_pixels, self._pixels), dst=0)
+        seen = self._predicted, self._predicted_categories
+        shares = gather((self._stat, self._predictions, self._void_pixels, self._pixels, *seen), dst=0)
         if not is_main_process():
             return None
-        total, predictions = PQStat(), []
-        for stat, some, _, _ in shares:
-            total += stat
-            predictions += some
-        self._check_images({prediction["image_id"] for prediction in predictions})
+        total = PQStat()
+        for share in shares:
+            total += share[0]
+        self._check_images(set().union(*(share[4] for share in shares)))
         if self._output_dir:
-            self._write(predictions)
+            self._write(joined([share[1] for share in shares]))
 
         quality = summarize(total, self._categories)
         metrics = {
@@ -118,7 +124,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
             "panoptic_seg",
             len(self._categories),
             {s["category_id"] for ann in self._truth["annotations"] for s in ann["segments_info"]},
-            {s["category_id"] for ann in predictions for s in ann["segments_info"]},
+            set().union(*(share[5] for share in shares)),
             sum(share[2] for share in shares) / max(sum(share[3] for share in shares), 1),
         )
         self._logger.info("Panoptic Evaluation Results:\n%s", create_small_table(metrics))
@@ -133,11 +139,14 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         if strange:
             self._logger.warning("%d predicted images are not in the ground truth: %s", len(strange), strange[:10])
 
-    def _write(self, predictions: list[dict[str, Any]]) -> None:
+    def _write(self, predictions: Spool) -> None:
         assert self._output_dir is not None
         PathManager.mkdirs(self._output_dir)
+        rest = json.dumps({key: value for key, value in self._truth.items() if key != "annotations"})
         with PathManager.open(os.path.join(self._output_dir, "predictions.json"), "w") as file:
-            file.write(json.dumps({**self._truth, "annotations": predictions}))
+            file.write(rest[:-1] + (", " if len(rest) > 2 else "") + '"annotations": ')
+            write_json_list(predictions, file)
+            file.write("}")
 
 
 def _inverse(mapping: dict[int, int]) -> dict[int, int]:

@@ -3,22 +3,21 @@
 N classes; row and column N stand for "ignored" and "nothing".
 """
 
-import itertools
-import json
 import logging
 import os
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_util
 import torch
 from PIL import Image
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation.evaluator import DatasetEvaluator
+from detectron2.evaluation.rle import encode_labels, run_starts
 from detectron2.evaluation.sanity import log_coverage, warn_at_extremes
-from detectron2.utils.comm import all_gather, is_main_process, synchronize
+from detectron2.evaluation.spool import Spool, joined, write_json_list
+from detectron2.utils.comm import gather, is_main_process, synchronize
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 
@@ -81,7 +80,7 @@ class SemSegEvaluator(DatasetEvaluator):
         size = self._num_classes + 1
         self._conf_matrix = np.zeros((size, size), dtype=np.int64)  # [predicted, true]
         self._boundary_counts = np.zeros((2, self._num_classes), dtype=np.int64)  # intersection, union
-        self._predictions: list[dict[str, Any]] = []
+        self._predictions = Spool()  # the entries of each image
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Args:
@@ -94,28 +93,41 @@ class SemSegEvaluator(DatasetEvaluator):
         """
         for record, output in zip(inputs, outputs):
             file_name = record["file_name"]
-            pred = self._labels(output["sem_seg"], f"the prediction for {file_name}")
+            pred = self._label_map(output["sem_seg"], f"the prediction for {file_name}")
             gt_file = self.input_file_to_gt_file[file_name]
-            gt = self._labels(torch.as_tensor(self.sem_seg_loading_fn(gt_file, dtype=int)), gt_file)
+            gt = self._label_map(torch.as_tensor(self.sem_seg_loading_fn(gt_file, dtype=int)), gt_file)
             if gt.shape != pred.shape:
                 raise ValueError(f"{gt_file} is {gt.shape}, the prediction {pred.shape}; resize it to the ground truth")
-            size = self._num_classes + 1
-            pairs = np.bincount((size * pred + gt).ravel(), minlength=size * size)
-            self._conf_matrix += pairs.reshape(size, size)
+            self._count(pred, gt, f"the prediction for {file_name}", gt_file)
             if self._boundary_iou:
                 self._add_boundaries(pred, gt)
             if self._output_dir:
-                self._predictions += self.encode_json_sem_seg(pred, file_name)
+                self._predictions.append(self.encode_json_sem_seg(pred, file_name))
 
-    def _labels(self, sem_seg: torch.Tensor, what: str) -> np.ndarray:
-        """Scores or labels -> (H, W) int64 in 0..N, where N is "ignored"."""
+    def _label_map(self, sem_seg: torch.Tensor, what: str) -> np.ndarray:
+        """Scores or labels -> (H, W) integers."""
         labels = sem_seg.argmax(dim=0) if sem_seg.dim() == 3 else sem_seg
         if labels.is_floating_point() or labels.dim() != 2:
             raise ValueError(
                 f"{what}: expected ({self._num_classes}, H, W) scores or (H, W) integer labels, "
                 f"got {tuple(sem_seg.shape)} {sem_seg.dtype}"
             )
-        ids = labels.cpu().numpy().astype(np.int64)
+        return labels.cpu().numpy()
+
+    def _count(self, pred: np.ndarray, gt: np.ndarray, pred_name: str, gt_name: str) -> None:
+        """Add the pixels of each pair of classes. Most pixels have the labels of the one before: runs are counted."""
+        starts = run_starts(pred, gt)
+        predicted, true = (
+            self._classes(labels.ravel()[starts], name) for labels, name in ((pred, pred_name), (gt, gt_name))
+        )
+        size = self._num_classes + 1
+        pixels = np.diff(starts, append=pred.size)
+        counts = np.bincount(size * predicted + true, weights=pixels, minlength=size * size)
+        self._conf_matrix += counts.astype(np.int64).reshape(size, size)
+
+    def _classes(self, labels: np.ndarray, what: str) -> np.ndarray:
+        """Labels -> int64 in 0..N, where N is "ignored"."""
+        ids = labels.astype(np.int64)
         ignored = ids == self._ignore_label
         ids[ignored] = self._num_classes
         strange = ids[(ids.view(np.uint64) >= self._num_classes) & ~ignored]  # unsigned, a negative id is large
@@ -128,9 +140,9 @@ class SemSegEvaluator(DatasetEvaluator):
 
     def _add_boundaries(self, pred: np.ndarray, gt: np.ndarray) -> None:
         """Count, for each class, the pixels in both boundary bands and in either."""
-        seen = gt < self._num_classes
+        seen = gt != self._ignore_label
         for label in np.union1d(np.unique(pred), np.unique(gt)):
-            if label < self._num_classes:
+            if label != self._ignore_label:
                 bands = mask_boundary(pred == label), mask_boundary(gt == label)
                 self._boundary_counts[0, label] += (bands[0] & bands[1] & seen).sum()
                 self._boundary_counts[1, label] += ((bands[0] | bands[1]) & seen).sum()
@@ -138,13 +150,10 @@ class SemSegEvaluator(DatasetEvaluator):
     def encode_json_sem_seg(self, sem_seg: np.ndarray, input_file_name: str) -> list[dict[str, Any]]:
         """One entry for each class that occurs: file_name, category_id (the data set's own), segmentation (RLE)."""
         entries = []
-        for label in np.unique(sem_seg).tolist():
-            if label == self._num_classes:
-                continue
-            rle = mask_util.encode(np.asfortranarray(sem_seg == label, dtype=np.uint8))
-            rle["counts"] = rle["counts"].decode("ascii")
-            category = self._contiguous_id_to_dataset_id.get(label, label)
-            entries.append({"file_name": input_file_name, "category_id": category, "segmentation": rle})
+        for label, rle in encode_labels(sem_seg).items():
+            if label != self._ignore_label:
+                category = self._contiguous_id_to_dataset_id.get(label, label)
+                entries.append({"file_name": input_file_name, "category_id": category, "segmentation": rle})
         return entries
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
@@ -153,13 +162,13 @@ class SemSegEvaluator(DatasetEvaluator):
         """
         if self._distributed:
             synchronize()
-            gathered = all_gather((self._conf_matrix, self._boundary_counts, self._predictions))
+            gathered = gather((self._conf_matrix, self._boundary_counts, self._predictions), dst=0)
             if not is_main_process():
                 return None
             matrices, boundaries, predictions = zip(*gathered)
             self._conf_matrix = np.sum(matrices, axis=0)
             self._boundary_counts = np.sum(boundaries, axis=0)
-            self._predictions = list(itertools.chain.from_iterable(predictions))
+            self._predictions = joined(predictions)
 
         metrics = self._metrics()
         truth, predicted = self._conf_matrix.sum(axis=0), self._conf_matrix[:, :-1].sum(axis=1)
@@ -178,7 +187,7 @@ class SemSegEvaluator(DatasetEvaluator):
         if self._output_dir:
             PathManager.mkdirs(self._output_dir)
             with PathManager.open(os.path.join(self._output_dir, "sem_seg_predictions.json"), "w") as file:
-                file.write(json.dumps(self._predictions))
+                write_json_list(self._predictions, file)
             with PathManager.open(os.path.join(self._output_dir, "sem_seg_evaluation.pth"), "wb") as file:
                 torch.save(results, file)
         return results
