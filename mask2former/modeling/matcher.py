@@ -4,6 +4,7 @@ N layers, B images, Q queries, K classes, G segments of an image (all images: su
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ Match = tuple[Tensor, Tensor]  # matched queries and their segments, both int64
 
 # Stands for a cost that is not a number or infinite: worse than any real cost, and small enough to add up.
 WORST_COST = 1e6
+# As many layers are compared together as have about so many mask logits: more would leave the processor's cache.
+ELEMENTS_AT_ONCE = 1 << 20
 
 
 class HungarianMatcher(nn.Module):
@@ -60,70 +63,77 @@ class HungarianMatcher(nn.Module):
         device = layers[0]["pred_logits"].device
         points = torch.rand(len(layers), len(targets), self.num_points, 2, device=device)
         with torch.autocast(device.type, enabled=False):
-            costs = [
-                self._cost(layer["pred_logits"][b].float(), mask_logits, target, points[n, b]).flatten()
-                for b, target in enumerate(targets)
-                for n, (layer, mask_logits) in enumerate(zip(layers, masks_at_points(layers, b, points[:, b])))
-            ]  # B * N of (Q * G)
-        num_queries = layers[0]["pred_logits"].shape[1]
-        on_host = iter(torch.cat(costs).cpu().split([len(cost) for cost in costs]))
+            probs = torch.stack([layer["pred_logits"] for layer in layers]).float().softmax(-1)  # (N, B, Q, K+1)
+            step = max(1, ELEMENTS_AT_ONCE // (probs.shape[2] * self.num_points or 1))
+            costs = []  # B of (N, Q, G)
+            for b, target in enumerate(targets):
+                groups = points[:, b].split(step)
+                predicted = masks_at_points(layers, b, groups)
+                class_probs = probs[:, b].split(step)
+                costs.append(torch.cat([self._cost(*group, target) for group in zip(class_probs, predicted, groups)]))
+        on_host = torch.cat([cost.flatten() for cost in costs]).cpu().split([cost.numel() for cost in costs])
         by_image = [
-            [linear_sum_assignment(next(on_host).view(num_queries, -1).numpy()) for _ in layers] for _ in targets
+            [linear_sum_assignment(matrix) for matrix in values.view(cost.shape).numpy()]
+            for values, cost in zip(on_host, costs, strict=True)
         ]
         return _to_device([list(layer) for layer in zip(*by_image, strict=True)], device)
 
-    def _cost(self, logits: Tensor, predicted: Tensor, target: dict[str, Tensor], points: Tensor) -> Tensor:
-        """Cost of every query for every segment, of one image and layer.
+    def _cost(self, probs: Tensor, predicted: Tensor, points: Tensor, target: dict[str, Tensor]) -> Tensor:
+        """Cost of every query for every segment, of one image and some layers.
 
         Args:
-            logits: (Q, K+1).
-            predicted: (Q, P), mask logits at the points.
-            points: (P, 2).
+            probs: (N, Q, K+1).
+            predicted: (N, Q, P), mask logits at the points.
+            points: (N, P, 2).
 
         Returns:
-            (Q, G) float32, finite.
+            (N, Q, G) float32, finite.
         """
-        cost_class = -logits.softmax(-1)[..., target["labels"]]
-        truth = sample_masks(target["masks"], points[None])  # (G, P)
+        truth = sample_masks(target["masks"], points.flatten(0, 1)[None])  # (G, N*P)
+        truth = truth.unflatten(1, points.shape[:2]).transpose(0, 1)  # (N, G, P)
         cost = (
-            self.cost_class * cost_class
+            self.cost_class * -probs[..., target["labels"]]
             + self.cost_mask * pairwise_cross_entropy(predicted, truth)
             + self.cost_dice * pairwise_dice(predicted, truth)
         )
         return torch.where(cost.isfinite(), cost, WORST_COST)
 
 
-def masks_at_points(layers: Sequence[dict[str, Any]], image: int, points: Tensor) -> Iterator[Tensor]:
+def masks_at_points(layers: Sequence[dict[str, Any]], image: int, groups: Sequence[Tensor]) -> Iterator[Tensor]:
     """Mask logits of one image at points, without making whole masks where the decoder left them unmade.
 
     Args:
         layers: N predictions, see `HungarianMatcher.match_layers`.
-        points: (N, P, 2).
+        groups: (n, P, 2) points of the first n layers, of the next, and so on.
 
     Yields:
-        N times (Q, P) float32.
+        (n, Q, P) float32 of each group.
     """
-    if "mask_embed" not in layers[0]:
-        for layer, layer_points in zip(layers, points, strict=True):
-            masks = layer["pred_masks"][image].float()
-            yield point_sample(masks[None], layer_points[None], align_corners=False)[0]
-        return
-    # Sampling is linear too: sample the features, which all layers share, and multiply there.
-    features = layers[0]["mask_features"][image].permute(1, 2, 0).float().contiguous()  # (H, W, C)
-    for layer, layer_points in zip(layers, points, strict=True):
-        yield layer["mask_embed"][image].float() @ sample_features(features, layer_points).T
+    unmade = "mask_embed" in layers[0]
+    if unmade:  # sampling is linear too: sample the features, which all layers share, and multiply there
+        features = layers[0]["mask_features"][image].permute(1, 2, 0).float().contiguous()  # (H, W, C)
+    remaining = iter(layers)
+    for points in groups:
+        group = list(islice(remaining, len(points)))
+        key = "mask_embed" if unmade else "pred_masks"
+        predicted = torch.stack([layer[key][image] for layer in group]).float()
+        if unmade:
+            sampled = sample_features(features, points.flatten(0, 1)).unflatten(0, points.shape[:2])  # (n, P, C)
+            yield predicted @ sampled.mT
+        else:
+            yield point_sample(predicted, points, align_corners=False)
 
 
 def pairwise_cross_entropy(logits: Tensor, truth: Tensor) -> Tensor:
-    """Mean binary cross entropy over points: (Q, P) logits and (G, P) truth to (Q, G)."""
-    # -t log p - (1 - t) log(1 - p) = softplus(x) - t x
-    return (F.softplus(logits).sum(-1, keepdim=True) - logits @ truth.mT) / logits.shape[-1]
+    """Mean binary cross entropy over points: (..., Q, P) logits and (..., G, P) truth to (..., Q, G)."""
+    # -t log p - (1 - t) log(1 - p) = -log(1 - p) - t x
+    return (-F.logsigmoid(-logits).sum(-1, keepdim=True) - logits @ truth.mT) / logits.shape[-1]
 
 
 def pairwise_dice(logits: Tensor, truth: Tensor) -> Tensor:
-    """Dice loss over points, smoothed by 1: (Q, P) logits and (G, P) truth to (Q, G)."""
+    """Dice loss over points, smoothed by 1: (..., Q, P) logits and (..., G, P) truth to (..., Q, G)."""
     probs = logits.sigmoid()
-    total = probs.sum(-1)[:, None] + truth.sum(-1)
+    total = probs.sum(-1)[..., None] + truth.sum(-1)[..., None, :]
     return 1 - (2 * (probs @ truth.mT) + 1) / (total + 1)
 
 

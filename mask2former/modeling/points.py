@@ -8,25 +8,34 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from detectron2.projects.point_rend.point_features import get_uncertain_point_coords_with_randomness
+from detectron2.projects.point_rend.point_features import point_sample
 from torch import Tensor
 
+from .ops.deform_attn import choose_backend
 
-def sample_masks(masks: Tensor, points: Tensor) -> Tensor:
+
+def sample_masks(masks: Tensor, points: Tensor, segments: Tensor | None = None) -> Tensor:
     """Bilinear samples of masks that stay in their own dtype: no float copy of large boolean masks is made.
 
     Args:
-        masks: (M, H, W), bool, integer or float; 0 outside.
-        points: (M, P, 2), or (1, P, 2) shared by all masks.
+        masks: (G, H, W), bool, uint8 or float32; 0 outside. Gets no gradient.
+        points: (M, P, 2), or (1, P, 2) shared by all rows.
+        segments: (M) int64, the mask of each row; None: every mask has one row.
 
     Returns:
         (M, P) float32.
     """
+    if segments is None:
+        segments = torch.arange(len(masks), device=masks.device)
+    if choose_backend(masks.device.type, torch.float32) == "numba" and not torch.compiler.is_compiling():
+        from . import point_kernels  # here: Numba takes its time to import
+
+        return point_kernels.sample_masks(masks, points, segments)
     pixels, weights = corners(points, masks.shape[-2:])
-    flat = masks.flatten(1)
-    result = torch.zeros(len(masks), points.shape[1], device=masks.device)
+    first_pixel = segments[:, None] * masks[0].numel() if len(masks) else segments[:, None]
+    result = torch.zeros(len(segments), points.shape[1], device=masks.device)
     for pixel, weight in zip(pixels.unbind(-1), weights.unbind(-1), strict=True):
-        result += weight * (flat[:, pixel[0]] if len(pixel) == 1 else flat.gather(1, pixel))
+        result += weight * masks.flatten()[first_pixel + pixel]
     return result
 
 
@@ -65,6 +74,8 @@ def uncertain_points(
 ) -> Tensor:
     """Draw points for the mask losses, most of them where the prediction is undecided.
 
+    The same points as PointRend's function draws, but in no order: sorting them takes as long as choosing them.
+
     Args:
         mask_logits: (M, H, W).
         num_points: P.
@@ -74,10 +85,10 @@ def uncertain_points(
     Returns:
         (M, P, 2).
     """
-    return get_uncertain_point_coords_with_randomness(
-        mask_logits[:, None],
-        lambda logits: -logits.abs(),
-        num_points,
-        oversample_ratio,
-        importance_sample_ratio,
-    )
+    count, device = len(mask_logits), mask_logits.device
+    num_uncertain = int(importance_sample_ratio * num_points)
+    candidates = torch.rand(count, int(num_points * oversample_ratio), 2, device=device)
+    certainty = point_sample(mask_logits[:, None], candidates, align_corners=False)[:, 0].abs_()  # (M, candidates)
+    chosen = certainty.topk(num_uncertain, largest=False, sorted=False).indices
+    points = torch.rand(count, num_points - num_uncertain, 2, device=device)
+    return torch.cat([candidates.take_along_dim(chosen[..., None], 1), points], 1)
