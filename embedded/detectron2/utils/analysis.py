@@ -7,6 +7,7 @@ and returns the tensors of the results.
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from math import prod
 from typing import Any
 
@@ -15,6 +16,8 @@ import torch
 from fvcore.nn import activation_count, parameter_count, parameter_count_table
 from fvcore.nn.jit_handles import get_shape
 from torch import Tensor, nn
+
+from detectron2.evaluation import inference_context
 
 __all__ = [
     "FlopCountAnalysis",
@@ -131,18 +134,14 @@ def _attention_flops(inputs: list[Any], outputs: list[Any]) -> int:
     return prod(query) * key[-2] + prod(query[:-1]) * key[-2] * value[-1]
 
 
-class _evaluating:
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode, without fvcore's per-operator warnings, for a while."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model, self.was_training = model, model.training
-        self.logger = logging.getLogger("fvcore.nn.jit_analysis")
-
-    def __enter__(self) -> None:
-        self.level = self.logger.level
-        self.logger.setLevel(logging.ERROR)
-        self.model.eval()
-
-    def __exit__(self, *exception: object) -> None:
-        self.logger.setLevel(self.level)
-        self.model.train(self.was_training)
+    logger = logging.getLogger("fvcore.nn.jit_analysis")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with inference_context(model):
+            yield
+    finally:
+        logger.setLevel(level)
