@@ -8,7 +8,7 @@ import pytest
 from detectron2.config import CfgNode
 
 from mask2former import load_config
-from mask2former.setup_config import _IDLE, default_config, settings_without_effect
+from mask2former.setup_config import _IDLE, changed, default_config, read_config, settings_without_effect
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -23,6 +23,26 @@ def test_a_config_file_and_options_load_in_one_call():
 def test_a_missing_config_file_is_named():
     with pytest.raises(ValueError, match=r"no config file nowhere\.yaml"):
         load_config("nowhere.yaml")
+
+
+def test_a_config_file_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "model.pth").write_bytes(b"\x80\x02\xff")
+    with pytest.raises(ValueError, match=r"model\.pth is not a text file: name one that ends in \.yaml"):
+        load_config(tmp_path / "model.pth")
+
+
+def test_a_config_is_read_as_written_where_the_device_does_not_matter():
+    assert read_config(R50, ["MODEL.DEVICE", "cuda"]).MODEL.DEVICE == "cuda"
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_changed_config_is_a_copy_and_frozen_as_before(frozen):
+    cfg = default_config()
+    if frozen:
+        cfg.freeze()
+    other = changed(cfg, {"MODEL.DEVICE": "meta", "SOLVER.BASE_LR": 0.25})
+    assert (other.MODEL.DEVICE, other.SOLVER.BASE_LR) == ("meta", 0.25)
+    assert cfg.MODEL.DEVICE == "cuda" and other.is_frozen() == cfg.is_frozen() == frozen
 
 
 @pytest.mark.parametrize(
