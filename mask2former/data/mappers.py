@@ -6,6 +6,8 @@ H W size of the augmented image, G targets of one image.
 """
 
 import copy
+import functools
+import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +23,7 @@ from detectron2.data import transforms as T
 from detectron2.projects.point_rend import ColorAugSSDTransform
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from panopticapi.utils import rgb2id
+from PIL import Image
 from torch import Tensor
 
 IMAGE_PAD_VALUE = 128
@@ -115,13 +118,12 @@ class _TrainingMapper:
         areas = mask_util.area(shapes) if shapes else []
         kept = [n for n, area in enumerate(areas) if area > 0]
         boxes = mask_util.toBbox([shapes[n] for n in kept]) if kept else np.zeros((0, 4))  # x, y, width, height
-        masks = torch.zeros(len(kept), height, width, dtype=torch.bool)
-        canvas = masks.numpy()
+        masks = np.zeros((len(kept), height, width), dtype=bool)  # NumPy's zeros take no memory until written to
         for n, shape in enumerate(kept):
-            _decode(shapes[shape], boxes[n].astype(int).tolist(), canvas[n])
+            _decode(shapes[shape], boxes[n].astype(int).tolist(), masks[n])
         boxes[:, 2:] += boxes[:, :2]
         gt_classes = torch.tensor([classes[n] for n in kept], dtype=torch.int64)
-        self._store(dataset_dict, image, gt_classes, masks, Boxes(boxes))
+        self._store(dataset_dict, image, gt_classes, torch.from_numpy(masks), Boxes(boxes))
 
     def _store(
         self, dataset_dict: dict[str, Any], image: np.ndarray, classes: Tensor, masks: Tensor, boxes: Boxes
@@ -427,6 +429,32 @@ def build_transform_gen(cfg: CfgNode, is_train: bool) -> list[Any]:
     return [T.RandomFlip(horizontal=not vertical, vertical=vertical), *jitter]
 
 
+def _jitter(augmentations: Sequence[Any], image: np.ndarray) -> tuple[np.ndarray, T.TransformList]:
+    """As `T.apply_transform_gens`; an image that is enlarged and cropped is only computed where the crop keeps it."""
+    jitters = [type(augmentation) for augmentation in augmentations[-2:]] == [T.ResizeScale, T.FixedSizeCrop]
+    if not jitters or not augmentations[-1].pad or not _has_numba():
+        return T.apply_transform_gens(augmentations, image)
+    image, before = T.apply_transform_gens(augmentations[:-2], image)
+    resize = augmentations[-2].get_transform(image)
+    size = resize.new_h, resize.new_w
+    # The crop looks at nothing but the size.
+    crop, pad = augmentations[-1].get_transform(np.broadcast_to(np.uint8(0), size)).transforms
+    transforms = before + T.TransformList([resize, crop, pad])
+    enlarges = all(new >= old for new, old in zip(size, image.shape, strict=False))
+    if not enlarges or resize.interp != Image.Resampling.BILINEAR or image.shape[2:] != (3,) or image.dtype != np.uint8:
+        return T.TransformList([resize, crop, pad]).apply_image(image), transforms
+    from .resize_kernels import enlarge_window  # imported here, as Numba is an extra
+
+    planes = np.full((3, *augmentations[-1].crop_size), pad.pad_value, np.uint8)
+    enlarge_window(image, size, crop.y0, crop.x0, planes)
+    return planes.transpose(1, 2, 0), transforms
+
+
+@functools.cache
+def _has_numba() -> bool:
+    return importlib.util.find_spec("numba") is not None
+
+
 class COCOPanopticNewBaselineDatasetMapper(_TrainingMapper):
     """`coco_panoptic_lsj`: large-scale jitter, one mask per non-crowd panoptic segment."""
 
@@ -451,7 +479,7 @@ class COCOPanopticNewBaselineDatasetMapper(_TrainingMapper):
         dataset_dict.pop("annotations", None)
         dataset_dict.pop("sem_seg_file_name", None)
         panoptic = self._read_labels(dataset_dict, "pan_seg_file_name", image)
-        image, transforms = T.apply_transform_gens(self.augmentations, image)
+        image, transforms = _jitter(self.augmentations, image)
         ids = rgb2id(transforms.apply_segmentation(panoptic))
         self._finish(dataset_dict, image, *_segment_masks(dataset_dict, ids))
 
@@ -462,7 +490,7 @@ class COCOInstanceNewBaselineDatasetMapper(COCOPanopticNewBaselineDatasetMapper)
     def _map(self, dataset_dict: dict[str, Any], image: np.ndarray) -> None:
         annotations = _pop_annotations(dataset_dict, self)
         inside = np.zeros(image.shape[:2], dtype=np.uint8)
-        image, transforms = T.apply_transform_gens(self.augmentations, image)
+        image, transforms = _jitter(self.augmentations, image)
         # Padding is what the crop fills with another value than the zeros that go in.
         dataset_dict["padding_mask"] = torch.from_numpy(transforms.apply_segmentation(inside) != 0)
         self._finish_annotations(dataset_dict, image, annotations, transforms)

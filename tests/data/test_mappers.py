@@ -230,3 +230,66 @@ def test_a_polygon_that_is_not_finite_names_the_file(image, mapper, value):
     annotation = {"bbox": [0, 0, 4, 4], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "segmentation": [polygon]}
     with pytest.raises(ValueError, match=r"image\.png: a polygon of annotation 17 .* NaN or infinite"):
         mapper(True, image_format="RGB", **named, **size)({**image, "annotations": [{**annotation, "id": 17}]})
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_masks_are_those_of_polygons_drawn_one_by_one_on_the_whole_window(tmp_path, seed):
+    """Stars, some beyond the image or crossing themselves, some of several parts, through flip, jitter and crop."""
+    rng = np.random.default_rng(seed)
+    file = save(tmp_path / "image.png", rng.integers(0, 256, (60, 90, 3), dtype=np.uint8))
+    annotations = []
+    for n in range(30):
+        angle = np.linspace(0, 2 * np.pi, 9, endpoint=False) * rng.integers(1, 3)
+        parts = []
+        for _ in range(rng.integers(1, 4)):
+            radius = rng.uniform(1, 40) * rng.uniform(0.5, 1, 9)
+            x, y = rng.uniform(-10, 100) + radius * np.cos(angle), rng.uniform(-10, 70) + radius * np.sin(angle)
+            decimals = int(rng.integers(0, 3))  # whole and half numbers are where rounding could differ
+            parts.append(np.stack([x, y], 1).round(decimals).ravel().tolist())
+        annotations.append(annotation(parts, n))
+    # Twice 96 pixels, or some other size; the image alone decides what the scale is.
+    scale = [2.0, 1.0, 0.3, 1.7, 1.25, 0.7][seed]
+    augmentations = [T.RandomFlip(), T.ResizeScale(scale, scale, 60, 90), T.FixedSizeCrop((64, 96))]
+    sample = {"file_name": file, "height": 60, "width": 90, "annotations": annotations}
+    mapper = COCOInstanceNewBaselineDatasetMapper(True, tfm_gens=augmentations, image_format="RGB")
+    np.random.seed(seed)
+    out = mapper(sample)
+
+    np.random.seed(seed)
+    image, transforms = T.apply_transform_gens(augmentations, np.array(Image.open(file)))
+    expected = []
+    for number, shape in enumerate(annotations):
+        polygons = transforms.apply_polygons([np.reshape(part, (-1, 2)) for part in shape["segmentation"]])
+        rles = mask_utils.frPyObjects([polygon.ravel().tolist() for polygon in polygons], 64, 96) if polygons else []
+        mask = mask_utils.decode(rles).any(2) if rles else np.zeros((64, 96), bool)
+        if mask.any():
+            expected.append((number, mask))
+    assert out["instances"].gt_classes.tolist() == [number for number, _ in expected]
+    for mask, box, (_, whole) in zip(
+        out["instances"].gt_masks, out["instances"].gt_boxes.tensor.tolist(), expected, strict=True
+    ):
+        assert (mask.numpy() == whole).all()
+        rows, columns = np.nonzero(whole)
+        assert box == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert (out["image"].numpy() == image.transpose(2, 0, 1)).all()
+    assert sample["annotations"] is annotations and isinstance(annotations[0]["segmentation"][0], list)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_window_of_an_enlarged_image_is_what_pillow_makes_there(seed):
+    pytest.importorskip("numba")
+    from mask2former.data.resize_kernels import enlarge_window
+
+    rng = np.random.default_rng(seed)
+    for _ in range(10):
+        height, width = rng.integers(1, 60, 2)
+        size = int(rng.integers(height, 200)), int(rng.integers(width, 200))
+        image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)[:, :: rng.choice([-1, 1])]
+        top, left = int(rng.integers(0, size[0])), int(rng.integers(0, size[1]))
+        out = np.full((3, *rng.integers(1, 150, 2)), 7, np.uint8)
+        enlarge_window(image, size, top, left, out)
+        whole = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+        expected = whole[top : top + out.shape[1], left : left + out.shape[2]].transpose(2, 0, 1)
+        inside = out[:, : expected.shape[1], : expected.shape[2]]
+        assert (inside == expected).all()
+        assert (out == 7).sum() - (inside == 7).sum() == out.size - inside.size  # beyond: left alone
