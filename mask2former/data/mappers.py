@@ -443,7 +443,7 @@ def _jitter(augmentations: Sequence[Any], image: np.ndarray) -> tuple[np.ndarray
     enlarges = all(new >= old for new, old in zip(size, image.shape, strict=False))
     if not enlarges or resize.interp != Image.Resampling.BILINEAR or image.shape[2:] != (3,) or image.dtype != np.uint8:
         return T.TransformList([resize, crop, pad]).apply_image(image), transforms
-    from .resize_kernels import enlarge_window  # imported here, as Numba is an extra
+    from .resize_kernels import enlarge_window  # imported here: Numba takes its time to load
 
     planes = np.full((3, *augmentations[-1].crop_size), pad.pad_value, np.uint8)
     enlarge_window(image, size, crop.y0, crop.x0, planes)
