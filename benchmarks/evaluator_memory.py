@@ -1,10 +1,13 @@
 """Peak memory of each evaluator over few and over many large images: it must not grow with their number.
 
+What the libraries hold of the ground truth (COCO's annotations, panoptic segments) is measured apart.
+
 python benchmarks/evaluator_memory.py                       # the table, 50 and 500 images of 1024x2048
 python benchmarks/evaluator_memory.py --images 5 20 --evaluators SemSegEvaluator
 """
 
 import argparse
+import gc
 import json
 import logging
 import os
@@ -158,55 +161,84 @@ def outputs_for(evaluator: str) -> Any:
     return lambda: {"sem_seg": labels_map.roll(int(rng.integers(1, 9)), 1)}
 
 
-def measure(evaluator: str, count: int) -> None:
-    """Run one evaluator in this process; print peak memory after the images and after the scores, in MB."""
+def measure(evaluator: str, count: int, folder: Path) -> None:
+    """Run one evaluator in this process; print MB: with the ground truth loaded, peaks after images and scores."""
     logging.disable(logging.CRITICAL)
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        write(folder, count)
-        records = [
-            {
-                "file_name": f"town/town_{i:06d}_000019.png",
-                "image_id": i,
-                "sem_seg_file_name": str(folder / f"semantic/town_{i:06d}_000019.png"),
-            }
-            for i in range(count)
-        ]
-        register(folder, records)
-        judge = EVALUATORS[evaluator](str(folder / "out"))
+    records = [
+        {
+            "file_name": f"town/town_{i:06d}_000019.png",
+            "image_id": i,
+            "sem_seg_file_name": str(folder / f"semantic/town_{i:06d}_000019.png"),
+        }
+        for i in range(count)
+    ]
+    register(folder, records)
+    with tempfile.TemporaryDirectory() as output:
         make = outputs_for(evaluator)
+        judge = EVALUATORS[evaluator](output)
         judge.reset()
+        gc.collect()
+        loaded = status_mb("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak of making the data
         for record in records:
             judge.process([record], [make()])
-        streamed = peak_mb()
+        streamed = status_mb("VmHWM")
         judge.evaluate()
-    print(json.dumps([streamed, peak_mb()]))
+        print(json.dumps([loaded, streamed, status_mb("VmHWM")]))
 
 
-def peak_mb() -> float:
-    """Peak resident memory of this process, in MB (Linux)."""
+def status_mb(key: str) -> float:
+    """VmRSS, what this process holds, or VmHWM, the most it held; in MB (Linux)."""
     status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    return int(status.split(f"{key}:")[1].split()[0]) / 1024
+
+
+def in_own_process(*arguments: str) -> str:
+    """Peak memory belongs to a process, and so does the memory of writing the data."""
+    command = [sys.executable, __file__, *arguments]
+    # Freed arrays go back to the system; otherwise the heap keeps some, and how many is chance.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144"}
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", nargs="+", type=int, default=[50, 500])
+    parser.add_argument("--images", nargs=2, type=int, default=[50, 500], metavar=("FEW", "MANY"))
     parser.add_argument("--evaluators", nargs="+", choices=EVALUATORS, default=list(EVALUATORS))
-    parser.add_argument("--measure", action="store_true", help="one evaluator and number of images, in this process")
+    parser.add_argument("--limit", type=float, default=20, help="KB that each further image may add to the peak")
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--step", choices=["write", "measure"], help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.measure:
-        return measure(args.evaluators[0], args.images[0])
-    print("| evaluator | images | peak MB, images | peak MB, images and scores |\n| --- | ---: | ---: | ---: |")
-    for evaluator in args.evaluators:
-        for count in args.images:
-            # Peak memory belongs to a process, so each measurement has its own.
-            command = [sys.executable, __file__, "--measure", "--evaluators", evaluator, "--images", str(count)]
-            text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            streamed, scored = json.loads(text.splitlines()[-1])
-            print(f"| {evaluator} | {count} | {streamed:.0f} | {scored:.0f} |", flush=True)
+    if args.step == "write":
+        return write(args.folder, args.images[0])
+    if args.step == "measure":
+        return measure(args.evaluators[0], args.images[0], args.folder)
+    few, many = args.images
+    print("MB above the loaded ground truth, after the images / after the scores")
+    print(f"| evaluator | {few} images | {many} images | KB for each further image | ground truth, KB/image |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    grown = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for count in (few, many):
+            (Path(temporary) / str(count)).mkdir()
+            in_own_process("--step", "write", "--folder", f"{temporary}/{count}", "--images", str(count), str(count))
+        for evaluator in args.evaluators:
+            rows = []
+            for count in (few, many):
+                options = ["--folder", f"{temporary}/{count}", "--images", str(count), str(count)]
+                text = in_own_process("--step", "measure", "--evaluators", evaluator, *options)
+                rows.append(json.loads(text.splitlines()[-1]))
+            (loaded, *a), (loaded_more, *b) = rows
+            above = [[peak - base for peak in peaks] for base, peaks in ((loaded, a), (loaded_more, b))]
+            per_image = [1024 * (y - x) / (many - few) for x, y in zip(*above)]
+            truth = 1024 * (loaded_more - loaded) / (many - few)
+            cells = [f"{x:.0f} / {y:.0f}" for x, y in above] + [" / ".join(f"{x:.1f}" for x in per_image)]
+            print(f"| {evaluator} | {' | '.join(cells)} | {truth:.1f} |", flush=True)
+            if max(per_image) > args.limit:
+                grown.append(evaluator)
+    if grown:
+        sys.exit(f"Memory grows by more than {args.limit} KB with each image: {', '.join(grown)}")
 
 
 if __name__ == "__main__":

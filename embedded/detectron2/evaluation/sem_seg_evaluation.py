@@ -36,7 +36,7 @@ class SemSegEvaluator(DatasetEvaluator):
             ids to write to sem_seg_predictions.json are not 0..N-1.
         distributed: add up the matrices of all processes.
         output_dir: where to write predictions and results, if anywhere.
-        sem_seg_loading_fn: from a file name to (H, W) labels; called with `dtype=int`.
+        sem_seg_loading_fn: from a file name to (H, W) labels; another than the default is called with `dtype=int`.
         num_classes, ignore_label: deprecated, they come from the metadata.
         boundary_iou: also measure along the boundaries only (Cheng et al., 2021): slow.
     """
@@ -58,6 +58,10 @@ class SemSegEvaluator(DatasetEvaluator):
         self._distributed = distributed
         self._output_dir = output_dir
         self.sem_seg_loading_fn = sem_seg_loading_fn
+        # Our own leaves labels in the small type of the file.
+        self._loading_options: dict[str, Any] = {"dtype": int}
+        if sem_seg_loading_fn is load_image_into_numpy_array:
+            self._loading_options = {"copy": True}  # PyTorch wants arrays that can be written to
         self._class_names = list(meta.stuff_classes)
         self._num_classes = len(self._class_names)
         self._ignore_label = meta.ignore_label
@@ -95,7 +99,7 @@ class SemSegEvaluator(DatasetEvaluator):
             file_name = record["file_name"]
             pred = self._label_map(output["sem_seg"], f"the prediction for {file_name}")
             gt_file = self.input_file_to_gt_file[file_name]
-            gt = self._label_map(torch.as_tensor(self.sem_seg_loading_fn(gt_file, dtype=int)), gt_file)
+            gt = self._label_map(torch.as_tensor(self.sem_seg_loading_fn(gt_file, **self._loading_options)), gt_file)
             if gt.shape != pred.shape:
                 raise ValueError(f"{gt_file} is {gt.shape}, the prediction {pred.shape}; resize it to the ground truth")
             self._count(pred, gt, f"the prediction for {file_name}", gt_file)
