@@ -238,7 +238,7 @@ class CityscapesSemSegEvaluator(_CityscapesEvaluator):
         self._args = SimpleNamespace(**vars(self._scripts.args))
         super().__init__(dataset_name)
         ids = {label.trainId: label.id for label in self._labels.labels if 0 <= label.trainId < 255}
-        self._label_id = np.array([ids[i] for i in range(len(ids))], dtype=np.int64)
+        self._label_id = np.array([ids[i] for i in range(len(ids))], dtype=np.uint8)
 
     def reset(self) -> None:
         super().reset()
