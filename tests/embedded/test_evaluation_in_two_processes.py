@@ -67,23 +67,39 @@ def predict(image):
     }
 
 
-def evaluate(images):
-    evaluator = DatasetEvaluators([COCOEvaluator(NAME), SemSegEvaluator(NAME), COCOPanopticEvaluator(NAME)])
+def evaluate(images, folder):
+    folder = str(folder)
+    evaluators = COCOEvaluator(NAME, output_dir=folder), SemSegEvaluator(NAME, output_dir=folder)
+    evaluator = DatasetEvaluators([*evaluators, COCOPanopticEvaluator(NAME, folder)])
     evaluator.reset()
     for image in images:
         evaluator.process([{"file_name": f"{image}.jpg", "image_id": image}], [predict(image)])
     return evaluator.evaluate()
 
 
+def written(folder):
+    """What is in the files of results, in the order of the images."""
+    content = {}
+    for name in ("coco_instances_results.json", "sem_seg_predictions.json", "predictions.json"):
+        entries = json.loads((folder / name).read_text())
+        entries = entries["annotations"] if isinstance(entries, dict) else entries
+        content[name] = sorted(
+            entries, key=lambda entry: (str(entry.get("file_name", entry.get("image_id"))), str(entry))
+        )
+    images = torch.load(folder / "instances_predictions.pth")
+    content["instances_predictions.pth"] = sorted(images, key=lambda image: image["image_id"])
+    return content
+
+
 def _process(rank, file, queue):
     torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-    queue.put((rank, evaluate(range(IMAGES)[rank::2])))
+    queue.put((rank, evaluate(range(IMAGES)[rank::2], file.parent / "two")))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_score_like_one(images, tmp_path):
-    alone = evaluate(range(IMAGES))
+def test_two_processes_score_and_write_like_one(images, tmp_path):
+    alone = evaluate(range(IMAGES), tmp_path / "one")
     assert set(alone) == {"bbox", "segm", "sem_seg", "panoptic_seg"}
     context = torch.multiprocessing.get_context("fork")  # the data set is registered in this process
     queue = context.Queue()
@@ -94,6 +110,8 @@ def test_two_processes_score_like_one(images, tmp_path):
     for worker in workers:
         worker.join()
     assert results[1] == {}
+    assert written(tmp_path / "two") == written(tmp_path / "one")
+    assert [len(entries) for entries in written(tmp_path / "one").values()] == [IMAGES, 2 * IMAGES, IMAGES, IMAGES]
     for task, metrics in alone.items():
         assert results[0][task] == pytest.approx(metrics, nan_ok=True)
         assert any(0 < value < 100 for value in metrics.values())
