@@ -118,6 +118,9 @@ _OWN: list[tuple[str, Any]] = [
     # "float32", or "bfloat16": matrix products and convolutions of inference in bfloat16, about twice as fast where
     # the processor has such instructions.
     ("MODEL.MASK_FORMER.TEST.PRECISION", "float32"),
+    # Training keeps the inputs of the backbone's blocks and the pixel decoder's encoder layers alone, and computes the
+    # rest again in the backward pass: less memory, more time, the same numbers.
+    ("MODEL.MASK_FORMER.ACTIVATION_CHECKPOINTING", False),
 ]
 
 

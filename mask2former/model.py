@@ -16,6 +16,7 @@ from detectron2.structures import BitMasks, Boxes, ImageList, Instances, Polygon
 from torch import Tensor, nn
 
 from .inference import Frame, instance_inference, panoptic_inference, semantic_inference
+from .modeling.activation_checkpointing import checkpoint_activations
 from .modeling.criterion import SetCriterion
 from .modeling.folding import fold_norms
 from .modeling.matcher import HungarianMatcher
@@ -101,6 +102,8 @@ class MaskFormer(nn.Module):
         check_names(cfg)
         backbone = build_backbone(cfg)
         sem_seg_head = build_sem_seg_head(cfg, backbone.output_shape())
+        if mask_former.ACTIVATION_CHECKPOINTING:
+            checkpoint_activations(backbone, sem_seg_head)
         return {
             "backbone": backbone,
             "sem_seg_head": sem_seg_head,

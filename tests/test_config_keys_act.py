@@ -106,6 +106,16 @@ def _results(cfg: CfgNode) -> list:
         return [_plain(result) for result in model(_batch())]
 
 
+def _computed(cfg: CfgNode) -> int:
+    """How often an encoder layer computes in forward and backward together."""
+    model = build_model(cfg).train()
+    calls = []
+    layer = model.sem_seg_head.pixel_decoder.transformer.encoder.layers[0]
+    layer.norm1.register_forward_pre_hook(lambda *args: calls.append(1))
+    sum(model(_batch()).values()).backward()
+    return len(calls)
+
+
 def _optimiser(cfg: CfgNode) -> list:
     net = nn.ModuleDict({"backbone": nn.Linear(1, 1), "queries": nn.Embedding(2, 1)})
     optimizer = build_optimizer(cfg, net)
@@ -180,6 +190,7 @@ PROOFS = {
     FORMER + "TRAIN_NUM_POINTS": (_losses, 20, {}),
     FORMER + "OVERSAMPLE_RATIO": (_losses, 5.0, {}),
     FORMER + "IMPORTANCE_SAMPLE_RATIO": (_losses, 0.25, {}),
+    FORMER + "ACTIVATION_CHECKPOINTING": (_computed, True, {}),
     TEST + "SEMANTIC_ON": (_results, False, {}),
     TEST + "INSTANCE_ON": (_results, True, {}),
     TEST + "PANOPTIC_ON": (_results, True, {}),
