@@ -48,9 +48,12 @@ def images(tmp_path):
         stuff_dataset_id_to_contiguous_id={2: 1},
         ignore_label=255,
     )
+    DatasetCatalog.register(f"{NAME}_semantic", lambda: records)
+    MetadataCatalog.get(f"{NAME}_semantic").set(stuff_classes=["thing", "stuff"], ignore_label=255)
     yield
-    DatasetCatalog.remove(NAME)
-    MetadataCatalog.pop(NAME)
+    for name in (NAME, f"{NAME}_semantic"):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name)
 
 
 def predict(image):
@@ -69,7 +72,7 @@ def predict(image):
 
 def evaluate(images, folder):
     folder = str(folder)
-    evaluators = COCOEvaluator(NAME, output_dir=folder), SemSegEvaluator(NAME, output_dir=folder)
+    evaluators = COCOEvaluator(NAME, output_dir=folder), SemSegEvaluator(f"{NAME}_semantic", output_dir=folder)
     evaluator = DatasetEvaluators([*evaluators, COCOPanopticEvaluator(NAME, folder)])
     evaluator.reset()
     for image in images:

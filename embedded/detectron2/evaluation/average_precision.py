@@ -73,29 +73,29 @@ class StreamedCOCOeval(COCOeval):
         found = [entry for entry in self._detections.get(image, ()) if entry["category_id"] in number_of]
         if not found:
             return None
-        category = np.array([number_of[entry["category_id"]] for entry in found], dtype=np.int32)
+        label = np.array([number_of[entry["category_id"]] for entry in found], dtype=np.int32)
         score = np.array([entry["score"] for entry in found], dtype=np.float64)
-        order = np.lexsort((-score, category))  # stable: equal scores stay in the order of the results
-        category, score = category[order], score[order]
-        first = np.searchsorted(category, category)
+        order = np.lexsort((-score, label))  # stable: equal scores stay in the order of the results
+        label, score = label[order], score[order]
+        first = np.searchsorted(label, label)
         rank = (np.arange(len(order)) - first).astype(np.int32)
         kept = rank < params.maxDets[-1]
-        category, score, rank, order = category[kept], score[kept], rank[kept], order[kept]
+        label, score, rank, order = label[kept], score[kept], rank[kept], order[kept]
         found = [found[i] for i in order]
 
         area = self._areas(found)
         low, high = np.array(params.areaRng, dtype=np.float64).T[:, :, None]
         hit = np.zeros((len(found), len(params.areaRng), len(params.iouThrs)), dtype=bool)
         ignored = hit | ((area < low) | (area > high)).T[:, :, None]  # (D, A, T)
-        for present in truths.keys() & set(category.tolist()):
-            start, stop = np.searchsorted(category, [present, present + 1])
+        for present in truths.keys() & set(label.tolist()):
+            start, stop = np.searchsorted(label, [present, present + 1])
             ious, crowd = self._ious(image, found[start:stop], truths[present])
             match = _match(ious, ignore[present], crowd, np.minimum(params.iouThrs, 1 - 1e-10))
             for i, (where, of_ignored) in match.items():
                 hit[start + i] = where
                 ignored[start + i] = np.where(where, of_ignored, ignored[start + i])
         packed = (np.packbits(flags.reshape(len(found), -1), axis=1) for flags in (hit, ignored))
-        return Matched(category, score, rank, *packed)
+        return Matched(label, score, rank, *packed)
 
     def _ignored_truths(self, truths: Sequence[Entry]) -> np.ndarray:
         """(A, G) bool: crowds, and those outside of an area range."""
@@ -135,13 +135,12 @@ class StreamedCOCOeval(COCOeval):
             for number, limit in enumerate(params.maxDets):
                 counted = rows[matched.rank[rows] < limit]
                 flags = matched.hit[counted], matched.ignored[counted]
-                for area in np.flatnonzero(true_count):
+                for area in np.flatnonzero(true_count).tolist():
                     curve = _curve(*flags, area * thresholds, thresholds, true_count[area], params.recThrs)
-                    where = (slice(None), category, area, number)
-                    recall[where], reached, heights = curve
+                    recall[:, category, area, number], reached, heights = curve
                     with_end = np.append(matched.score[counted], 0.0)
-                    where = (slice(None), slice(None), *where[1:])
-                    precision[where], scores[where] = heights, with_end[reached]
+                    precision[:, :, category, area, number] = heights
+                    scores[:, :, category, area, number] = with_end[reached]
         self.eval = {"params": params, "counts": shape, "precision": precision, "recall": recall, "scores": scores}
 
 
