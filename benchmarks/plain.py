@@ -10,8 +10,9 @@ B images, Q queries, K classes, C channels, h w size of a feature level, H W siz
 import copy
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 
 from mask2former.inference import Frame
 from mask2former.model import MaskFormer, training_target
+from mask2former.modeling import convolution
+from mask2former.modeling.backbone import swin
 from mask2former.modeling.criterion import SetCriterion
 from mask2former.modeling.ops.deform_attn import ENVIRONMENT
 from mask2former.modeling.pixel_decoder import msdeformattn
@@ -69,17 +72,12 @@ class PlainModel(nn.Module):
 
 @contextmanager
 def unfused() -> Iterator[None]:
-    """Deformable attention by grid_sample, and encoder layers on all pixels at once."""
-    before, rows = os.environ.get(ENVIRONMENT), msdeformattn.BLOCK_ROWS
-    os.environ[ENVIRONMENT], msdeformattn.BLOCK_ROWS = "reference", 1 << 30
-    try:
+    """Deformable attention by grid_sample, and whole tensors step by step as in training."""
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(os.environ, {ENVIRONMENT: "reference"}))
+        for module in (convolution, msdeformattn, swin):
+            stack.enter_context(mock.patch.object(module, "may_run_in_blocks", return_value=False))
         yield
-    finally:
-        msdeformattn.BLOCK_ROWS = rows
-        if before is None:
-            del os.environ[ENVIRONMENT]
-        else:
-            os.environ[ENVIRONMENT] = before
 
 
 def plain_decoder(decoder: nn.Module, levels: list[Tensor], mask_features: Tensor) -> dict[str, Any]:

@@ -54,6 +54,11 @@ def is_mere(module: nn.Module, kind: type[nn.Module]) -> bool:
     return type(module) is kind and not (module._forward_hooks or module._forward_pre_hooks)
 
 
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Of matrix products of `x`, inside and outside of autocast."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+
+
 def _has_onednn(dtype: torch.dtype) -> bool:
     """Measured on x86 only."""
     if not torch.backends.mkldnn.is_available() or "AVX" not in torch.backends.cpu.get_cpu_capability():

@@ -14,15 +14,16 @@ from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
+from .. import convolution
 from ..ops import ms_deform_attn_projected
+from ..packed_linear import may_run_in_blocks
 from ..position_encoding import cached_per_shape, sine_position_encoding
+from . import encoder_blocks
 
 # Fixed by the published weights; no config key reaches them.
 POINTS = 4
 FEEDFORWARD = 1024
 MULTI_SCALE_LEVELS = 3
-# On a CPU, pixels that go through an encoder layer's linear parts together: their features stay in the cache.
-BLOCK_ROWS = 1024
 
 Shapes = tuple[tuple[int, int], ...]
 
@@ -124,10 +125,19 @@ class MSDeformAttnPixelDecoder(nn.Module):
         ]
         levels = self.transformer(inputs)
         for index in range(len(self.fpn_features), 0, -1):
-            lateral = self.get_submodule(f"adapter_{index}")(features[self.fpn_features[index - 1]])
-            coarse = F.interpolate(levels[-1], lateral.shape[-2:], mode="bilinear", align_corners=False)
-            levels.append(self.get_submodule(f"layer_{index}")(lateral + coarse))
-        return self.mask_features(levels[-1]), levels[0], levels[:MULTI_SCALE_LEVELS]
+            lateral, smooth = (self.get_submodule(f"{prefix}_{index}") for prefix in ("adapter", "layer"))
+            finer = features[self.fpn_features[index - 1]]
+            if convolution.serves(lateral, smooth, finer):
+                levels.append(convolution.smoothed_sum(lateral, smooth, finer, levels[-1]))
+                continue
+            adapted = lateral(finer)
+            coarse = F.interpolate(levels[-1], adapted.shape[-2:], mode="bilinear", align_corners=False)
+            levels.append(smooth(adapted + coarse))
+        if convolution.is_projection(self.mask_features, levels[-1]):
+            mask_features = convolution.to_channels_last(self.mask_features, levels[-1])
+        else:
+            mask_features = self.mask_features(levels[-1])
+        return mask_features, levels[0], levels[:MULTI_SCALE_LEVELS]
 
 
 class DeformableTransformer(nn.Module):
@@ -160,8 +170,11 @@ class DeformableTransformer(nn.Module):
             ]
         ).to(pixels.dtype)  # (S, C)
         centers = pixel_centers(shapes, device)
-        for layer in self.encoder.layers:
-            pixels = layer(pixels, position, centers, shapes)
+        if may_run_in_blocks(pixels) and all(map(encoder_blocks.serves, self.encoder.layers)):
+            pixels = encoder_blocks.encode(self.encoder.layers, pixels, position, centers, shapes)
+        else:
+            for layer in self.encoder.layers:
+                pixels = layer(pixels, position, centers, shapes)
         split = pixels.split([h * w for h, w in shapes], 1)
         return [x.transpose(1, 2).reshape(-1, channels, h, w) for x, (h, w) in zip(split, shapes, strict=True)]
 
@@ -190,16 +203,7 @@ class DeformableEncoderLayer(nn.Module):
         Returns:
             (B, S, C).
         """
-        sampled = self.self_attn.sample(pixels + position, pixels, centers, shapes)
-        if torch.is_grad_enabled() or pixels.device.type != "cpu" or torch.compiler.is_compiling():
-            return self._rest(pixels, sampled)
-        # Each step reads what the one before left in the processor's cache.
-        blocks = zip(pixels.flatten(0, 1).split(BLOCK_ROWS), sampled.flatten(0, 1).split(BLOCK_ROWS), strict=True)
-        return torch.cat([self._rest(*block) for block in blocks]).view_as(pixels)
-
-    def _rest(self, pixels: Tensor, sampled: Tensor) -> Tensor:
-        """What follows on sampling, and looks at each pixel alone: both (..., C)."""
-        pixels = self.norm1(pixels + self._drop(self.self_attn.output_proj(sampled)))
+        pixels = self.norm1(pixels + self._drop(self.self_attn(pixels + position, pixels, centers, shapes)))
         hidden = self._drop(F.relu(self.linear1(pixels), inplace=True))
         return self.norm2(pixels + self._drop(self.linear2(hidden)))
 
@@ -237,10 +241,6 @@ class MSDeformAttn(nn.Module):
             self.sampling_offsets.bias.copy_(steps.reshape(-1))
 
     def forward(self, queries: Tensor, pixels: Tensor, centers: Tensor, shapes: Shapes) -> Tensor:
-        """See `sample`; its result, projected: (B, Q, C)."""
-        return self.output_proj(self.sample(queries, pixels, centers, shapes))
-
-    def sample(self, queries: Tensor, pixels: Tensor, centers: Tensor, shapes: Shapes) -> Tensor:
         """
         Args:
             queries: (B, Q, C).
@@ -257,7 +257,7 @@ class MSDeformAttn(nn.Module):
         weight = torch.cat([self.sampling_offsets.weight, self.attention_weights.weight])
         bias = torch.cat([self.sampling_offsets.bias, self.attention_weights.bias])
         projected = F.linear(queries, weight, bias)
-        return ms_deform_attn_projected(value, shapes, centers, projected)
+        return self.output_proj(ms_deform_attn_projected(value, shapes, centers, projected))
 
 
 @cached_per_shape()

@@ -1,0 +1,59 @@
+"""The benchmarks' plain side computes what the model computes, and none of the model's shortcuts."""
+
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+
+BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import plain
+
+    yield plain
+    sys.modules.pop("plain", None)
+
+
+@torch.no_grad()
+def test_shortcuts_are_taken_here_and_not_on_the_plain_side(plain):
+    from mask2former.modeling import convolution
+    from mask2former.modeling.pixel_decoder import msdeformattn
+
+    x = torch.zeros(1)
+    for module in (convolution, msdeformattn):
+        assert module.may_run_in_blocks(x)
+        with plain.unfused():
+            assert not module.may_run_in_blocks(x)
+        assert module.may_run_in_blocks(x)
+
+
+@torch.no_grad()
+def test_both_sides_of_the_pixel_decoder_agree(plain):
+    from detectron2.layers import ShapeSpec
+
+    from mask2former.modeling.pixel_decoder.msdeformattn import MSDeformAttnPixelDecoder
+
+    shapes = {f"res{i}": ShapeSpec(channels=8 * i, stride=2**i) for i in (2, 3, 4, 5)}
+    decoder = MSDeformAttnPixelDecoder(
+        shapes,
+        transformer_in_features=["res3", "res4", "res5"],
+        transformer_dropout=0.0,
+        transformer_nheads=4,
+        transformer_enc_layers=2,
+        conv_dim=32,
+        mask_dim=32,
+        norm="GN",
+        common_stride=4,
+    ).eval()
+    features = {name: torch.randn(2, s.channels, 64 // s.stride, 96 // s.stride) for name, s in shapes.items()}
+    with plain.unfused(), mock.patch.object(torch, "_nnpack_spatial_convolution") as nnpack:
+        expected = decoder.forward_features(features)
+        assert not nnpack.called
+    got = decoder.forward_features(features)
+    for one, other in zip((got[0], *got[2]), (expected[0], *expected[2]), strict=True):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
