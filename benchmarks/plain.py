@@ -17,6 +17,7 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 from detectron2.structures import ImageList
+from plain_criterion import plain_losses
 from plain_swin import make_plain
 from torch import Tensor, nn
 
@@ -52,7 +53,7 @@ class PlainModel(nn.Module):
             size = tuple(batch.tensor.shape[-2:])
             classes = model.sem_seg_head.num_classes
             targets = [training_target(sample, classes, size, model.device) for sample in batched_inputs]
-            return plain_losses(model.criterion, outputs, targets)
+            return weighted_losses(model.criterion, outputs, targets)
         results = []
         for row, (sample, image) in enumerate(zip(batched_inputs, images, strict=True)):
             height, width = image.shape[-2:]
@@ -142,12 +143,10 @@ def plain_attention(
     return out.transpose(0, 1)
 
 
-def plain_losses(
+def weighted_losses(
     criterion: SetCriterion, outputs: dict[str, Any], targets: list[dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """Weighted losses, layer by layer, from whole masks."""
-    floats = [target | {"masks": target["masks"].float()} for target in targets]
-    losses = criterion(outputs, floats)
+    losses = plain_losses(criterion, outputs, targets)
     return {name: loss * criterion.weight_dict[name] for name, loss in losses.items() if name in criterion.weight_dict}
 
 
