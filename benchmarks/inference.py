@@ -103,12 +103,26 @@ def _instances(instances: Any) -> torch.Tensor:
 
 
 def mask_signs(precise: Any, fast: Any, sample: dict[str, Any]) -> dict[str, str]:
-    """How far both precisions' raw outputs agree: signs of all mask logits, class probabilities."""
+    """How far both precisions' raw outputs agree: signs of all mask logits, class probabilities, and scores.
+
+    A score is that of an instance, class probability times mean mask probability inside the mask, compared query by
+    query and class by class.
+    """
     batch = precise.normalized(sample)[None]
-    a, b = precise.predictions(batch), fast.predictions(batch)
-    signs = ((a["pred_masks"] > 0) == (b["pred_masks"] > 0)).float().mean()
-    probs = (a["pred_logits"].float().softmax(-1) - b["pred_logits"].float().softmax(-1)).abs().max()
-    return {"bfloat16": f"mask signs {signs:.3%}, class probabilities {probs:.1e}"}
+    outputs = [model.predictions(batch) for model in (precise, fast)]
+    masks = [output["pred_masks"] for output in outputs]
+    signs = ((masks[0] > 0) == (masks[1] > 0)).float().mean()
+    probs = [output["pred_logits"].float().softmax(-1) for output in outputs]
+    scores = [p[..., :-1] * _certainty(m)[..., None] for p, m in zip(probs, masks, strict=True)]
+    by_class, by_score = (float((a - b).abs().max()) for a, b in (probs, scores))
+    text = f"mask signs {signs:.3%}, class probabilities {by_class:.1e}, scores of the same query {by_score:.1e}"
+    return {"bfloat16": text}
+
+
+def _certainty(masks: torch.Tensor) -> torch.Tensor:
+    """Mean probability inside each mask; (B, Q, H, W) logits to (B, Q)."""
+    inside = masks > 0
+    return (masks.float().sigmoid() * inside).sum((2, 3)) / (inside.sum((2, 3)) + 1e-6)
 
 
 def flops(model: Any, sample: dict[str, Any]) -> int:
