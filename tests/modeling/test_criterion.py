@@ -128,3 +128,22 @@ def test_mask_losses_are_divided_by_the_average_number_of_masks_of_all_processes
 def test_an_unknown_loss_is_refused():
     with pytest.raises(ValueError, match="boxes"):
         _criterion(losses=["boxes"])
+
+
+def test_all_layers_together_are_each_layer_alone_at_the_same_points(monkeypatch):
+    """More segments than queries, none, and fewer; losses and gradients."""
+    criterion, targets = _criterion(), _targets((6, 0, 2))
+    layers = [_outputs(images=3) for _ in range(3)]
+    leaves = [leaf for layer in layers for leaf in layer.values()]
+    draws, rand = [], torch.rand
+    monkeypatch.setattr(torch, "rand", lambda *args, **kwargs: draws.append(rand(*args, **kwargs)) or draws[-1])
+    together = criterion({**layers[0], "aux_outputs": layers[1:]}, targets)
+    gradients = torch.autograd.grad(sum(together.values()), leaves)
+    alone = {}
+    for n, layer in enumerate(layers):
+        again = iter([draws[0][n : n + 1], *draws[1 + 2 * n : 3 + 2 * n]])
+        monkeypatch.setattr(torch, "rand", lambda *args, again=again, **kwargs: next(again))
+        losses = criterion(layer, targets)
+        alone |= {name + (f"_{n - 1}" if n else ""): loss for name, loss in losses.items()}
+    torch.testing.assert_close(together, alone)
+    torch.testing.assert_close(gradients, torch.autograd.grad(sum(alone.values()), leaves))
