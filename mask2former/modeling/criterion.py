@@ -77,7 +77,10 @@ class SetCriterion(nn.Module):
         with torch.autocast(outputs["pred_logits"].device.type, enabled=False):
             matches = self.matcher.match_layers(layers, targets)
             # A segment is matched in every layer or, where queries are few, as many are: (N, M_b) of each image.
-            by_image = [tuple(torch.stack(part) for part in zip(*image)) for image in zip(*matches, strict=True)]
+            by_image = [
+                (torch.stack(queries), torch.stack(segments))
+                for queries, segments in (zip(*image) for image in zip(*matches, strict=True))
+            ]
             if "labels" in self.losses:
                 logits = torch.stack([layer["pred_logits"] for layer in layers]).float()
                 losses["loss_ce"] = self._class_losses(logits, targets, by_image)
