@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.projects.deeplab import add_deeplab_config
@@ -52,6 +53,14 @@ def _relative_difference(ours, recorded):
     return float(np.abs(ours.numpy() - recorded).max() / np.abs(recorded).max())
 
 
+def _resized_masks(recorded, raw):
+    """Logits of all queries at the size of the results, in the published order: (Q, H, W)."""
+    meta = json.loads(str(recorded["meta"]))
+    masks = F.interpolate(raw["pred_masks"], scale_factor=4, mode="bilinear", align_corners=False)
+    height, width = meta["image_hw"]
+    return F.interpolate(masks[..., :height, :width], meta["output_hw"], mode="bilinear", align_corners=False)[0]
+
+
 def test_the_image_is_the_recorded_one(answers):
     recorded, _, _ = answers
     meta = json.loads(str(recorded["meta"]))
@@ -80,26 +89,38 @@ def test_semantic_scores(answers):
 
 
 def test_panoptic_map_and_segments(answers):
-    recorded, _, result = answers
+    recorded, raw, result = answers
     if "panoptic_seg" not in recorded:
         assert "panoptic_seg" not in result
         return
     ids, segments = result["panoptic_seg"]
-    assert (ids.numpy() == recorded["panoptic_seg"]).all()
+    probabilities, classes = raw["pred_logits"][0].softmax(-1).max(-1)
+    meta = json.loads(str(recorded["meta"]))
+    kept = (probabilities > meta["object_mask_threshold"]) & (classes < raw["pred_logits"].shape[-1] - 1)
+    candidates = probabilities[kept, None, None] * _resized_masks(recorded, raw)[kept].sigmoid()  # (kept, H, W)
+    first, second = candidates.topk(2, dim=0).values.numpy()
+    different = ids.numpy() != recorded["panoptic_seg"]
+    assert (first - second)[different].max(initial=0) < SCORE_TOLERANCE and different.mean() < 1e-3
     published = [{key: segment[key] for key in ("id", "isthing", "category_id")} for segment in segments]
     assert published == json.loads(str(recorded["segments_info"]))
 
 
 def test_instances(answers):
-    recorded, _, result = answers
+    recorded, raw, result = answers
     if "inst_scores" not in recorded:
         assert "instances" not in result
         return
     instances = result["instances"]
     order = instances.scores.argsort(descending=True)  # the record is sorted
     assert instances.pred_classes[order].tolist() == recorded["inst_classes"].tolist()
-    difference = np.abs(instances.pred_masks[order].sum((1, 2)).numpy() - recorded["inst_areas"])
-    assert difference.sum() <= 2, difference  # pixels at a tie (logit 0 but for rounding), of over a million
+    masks = instances.pred_masks[order]
+    difference = np.abs(masks.sum((1, 2)).numpy() - recorded["inst_areas"])
+    # A pixel may only come or go where its logit is 0 but for the rounding seen in this very run.
+    logits = _resized_masks(recorded, raw)
+    rounding = float(np.abs(raw["pred_masks"][0].numpy() - recorded["pred_masks"]).max())
+    query = [int(((logits > 0) ^ mask).sum((1, 2)).argmin()) for mask in masks]
+    ties = (logits[query].abs() <= rounding).sum((1, 2)).numpy()
+    assert (difference <= ties).all() and difference.sum() < 10, difference  # of over a million
     # A score is a mean over the mask, which a pixel that comes or goes (at probability one half) moves a little.
     tolerance = SCORE_TOLERANCE + difference / np.maximum(recorded["inst_areas"], 1)
     assert (np.abs(instances.scores[order].numpy() - recorded["inst_scores"]) < tolerance).all()
