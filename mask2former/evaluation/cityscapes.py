@@ -87,7 +87,7 @@ class _CityscapesEvaluator(DatasetEvaluator):
 
 
 class ImageMatches(NamedTuple):
-    """How the predicted and the true instances of one label overlap in one image."""
+    """How the predicted and the true instances of one label overlap in one image; int32, as it is kept to the end."""
 
     confidence: np.ndarray  # (N) float64
     area: np.ndarray  # (N) pixels
@@ -133,35 +133,41 @@ class CityscapesInstanceEvaluator(_CityscapesEvaluator):
     def _matches(
         self, ids: np.ndarray, names: list[str], scores: list[float], masks: Sequence[Any]
     ) -> dict[str, ImageMatches]:
-        """The matches of one image, by the label's name.
+        """The matches of one image, by the name of each label that occurs in it or is predicted.
 
         Args:
             ids: (H, W) true instances.
             names, scores, masks: of the N predictions; masks (H, W), anything but 0 is inside.
         """
-        areas = np.bincount(ids.ravel())
+        areas = np.bincount(ids.ravel()).astype(np.int32)
         present = np.flatnonzero(areas)
         index = np.zeros(len(areas), dtype=np.uint16)
         index[present] = np.arange(len(present))
         index_map = index[ids]  # (H, W), small numbers instead of ids
-        overlaps = np.array(  # (N, number of ids)
-            [np.bincount(index_map[mask.numpy().astype(bool)], minlength=len(present)) for mask in masks]
-        ).reshape(len(names), len(present))
+        overlaps = (
+            np.array(  # (N, number of ids)
+                [np.bincount(index_map[mask.numpy().astype(bool)], minlength=len(present)) for mask in masks]
+            )
+            .reshape(len(names), len(present))
+            .astype(np.int32)
+        )
         is_void = np.isin(present, [label.id for label in self._labels.labels if label.ignoreInEval])
         label_of = np.where(present < _FIRST_INSTANCE, present, present // _FIRST_INSTANCE)
         self._pixels += ids.size
         self._ignored += int(areas[present[is_void]].sum())
 
-        area = overlaps.sum(1)
+        area = overlaps.sum(1, dtype=np.int32)
         matches = {}
         for name in self._names:
             rows = [i for i in range(len(names)) if names[i] == name and area[i]]
             columns = label_of == self._labels.name2label[name].id
+            if not rows and not columns.any():
+                continue
             matches[name] = ImageMatches(
                 confidence=np.array([scores[i] for i in rows]),
                 area=area[rows],
-                void=overlaps[rows][:, is_void].sum(1),
-                true_ids=present[columns],
+                void=overlaps[rows][:, is_void].sum(1, dtype=np.int32),
+                true_ids=present[columns].astype(np.int32),
                 true_area=areas[present[columns]],
                 intersection=overlaps[rows][:, columns],
             )
@@ -203,7 +209,12 @@ class CityscapesInstanceEvaluator(_CityscapesEvaluator):
 
 def _spelled_out(images: list[dict[str, ImageMatches]], name: str) -> dict[int, dict[str, Any]]:
     """The matches of one label in the form that cityscapesscripts' evaluateMatches takes."""
-    return {number: _spelled_out_image(image[name], name) for number, image in enumerate(images)}
+    return {
+        number: _spelled_out_image(image[name], name)
+        if name in image
+        else {"groundTruth": {name: []}, "prediction": {name: []}}
+        for number, image in enumerate(images)
+    }
 
 
 def _spelled_out_image(matches: ImageMatches, name: str) -> dict[str, dict[str, list[dict[str, Any]]]]:
