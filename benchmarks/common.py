@@ -4,14 +4,19 @@ import argparse
 import importlib.util
 import json
 import logging
+import multiprocessing
+import os
+import pickle
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, TracebackType
 from typing import Any
+from unittest import mock
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -22,6 +27,8 @@ from detectron2.projects.deeplab import add_deeplab_config
 from mask2former import add_maskformer2_config
 
 ROOT = Path(__file__).parent.parent
+# Making a MaskFormer tells glibc to keep freed memory; the published code and transformers do not.
+THEIR_ENVIRONMENT = {"MASK2FORMER_MALLOC": "default"}
 CONFIGS = {
     "r50": "coco/instance-segmentation/maskformer2_R50_bs16_50ep.yaml",
     "swin_t": "coco/instance-segmentation/swin/maskformer2_swin_tiny_bs16_50ep.yaml",
@@ -73,19 +80,79 @@ def image(height: int, width: int) -> torch.Tensor:
     return fill_module().image(height, width, 0)
 
 
-def alternate(sides: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, float]]:
+class Worker:
+    """One side of a comparison in a process of its own, with an allocator of its own.
+
+    In one process, what a side frees decides whether the next has to map its memory anew.
+
+    Args:
+        make: builds the side in that process; its method `run` is what `alternate` measures.
+        args: for `make`; like it, of what can be pickled.
+        environment: variables of that process, beyond those of this one.
+    """
+
+    def __init__(self, make: Callable[..., Any], *args: Any, environment: dict[str, str] | None = None) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, far = context.Pipe()
+        self.process = context.Process(target=_serve, args=(far, torch.get_num_threads(), make, args), daemon=True)
+        with mock.patch.dict(os.environ, environment or {}):
+            self.process.start()
+        far.close()
+        self._answer()
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.connection.close()
+        self.process.join()
+
+    def ask(self, method: str, *args: Any) -> Any:
+        """What the side's method returns; `"timed"` is wall and CPU seconds of its `run`."""
+        self.connection.send((method, args))
+        return self._answer()
+
+    def _answer(self) -> Any:
+        try:
+            return pickle.loads(self.connection.recv_bytes())
+        except EOFError:
+            self.process.join()
+            raise SystemExit(f"a side's process ended with {self.process.exitcode}; its error is above") from None
+
+
+def _serve(connection: Connection, threads: int, make: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    """Build a side and answer until the other end closes."""
+    torch.set_num_threads(threads)
+    side = make(*args)
+    answer = None
+    while True:
+        # By value: the connection's own pickling would share tensors' memory.
+        connection.send_bytes(pickle.dumps(answer))
+        del answer
+        try:
+            method, asked = connection.recv()
+        except EOFError:
+            return
+        answer = timed(side.run) if method == "timed" else getattr(side, method)(*asked)
+
+
+def timed(run: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds on the wall, and of all of this process's threads together."""
+    start = time.perf_counter(), time.process_time()
+    run()
+    return time.perf_counter() - start[0], time.process_time() - start[1]
+
+
+def alternate(sides: Mapping[str, Worker | Callable[[], Any]], repeats: int) -> dict[str, dict[str, float]]:
     """Run all sides in turn, once unmeasured; medians of seconds: "wall", and "cpu" of all threads together."""
-    for run in sides.values():
-        run()
-    wall: dict[str, list[float]] = {name: [] for name in sides}
-    cpu: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(repeats):
-        for name, run in sides.items():
-            start = time.perf_counter(), time.process_time()
-            run()
-            wall[name].append(time.perf_counter() - start[0])
-            cpu[name].append(time.process_time() - start[1])
-    return {name: {"wall": statistics.median(wall[name]), "cpu": statistics.median(cpu[name])} for name in sides}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+    for _ in range(1 + repeats):
+        for name, side in sides.items():
+            seconds[name].append(side.ask("timed") if isinstance(side, Worker) else timed(side))
+    medians = {name: map(statistics.median, zip(*measured[1:], strict=True)) for name, measured in seconds.items()}
+    return {name: dict(zip(("wall", "cpu"), both, strict=True)) for name, both in medians.items()}
 
 
 def matmul_rate(dtype: torch.dtype = torch.float32, size: int = 2048) -> float:

@@ -9,7 +9,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from common import CONFIGS, alternate, arguments, build, image, matmul_rate, report
+from against_transformers import Transformers, apart
+from common import CONFIGS, THEIR_ENVIRONMENT, Worker, alternate, arguments, build, image, matmul_rate, report
 from plain import PlainModel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -27,39 +28,78 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    with torch.inference_mode():
-        if args.profile:
-            profile(args)
-        elif args.batches:
-            throughput(args)
-        else:
-            compare(args)
+    if args.profile:
+        profile(args)
+    elif args.batches:
+        throughput(args)
+    else:
+        compare(args)
+
+
+class Ours:
+    """This model, for one image."""
+
+    def __init__(self, args: Any, precision: str) -> None:
+        self.model = build(args.config, PRECISION, precision)
+        self.sample = sample_of(args)
+
+    @torch.inference_mode()
+    def run(self) -> dict[str, Any]:
+        return self.model([self.sample])[0]
+
+    def results(self) -> dict[str, torch.Tensor]:
+        return comparable(self.run())
+
+    @torch.inference_mode()
+    def logits(self) -> dict[str, torch.Tensor]:
+        """Classes (1, Q, K + 1) and masks (1, Q, H, W) of the last layer."""
+        outputs = self.model.predictions(self.model.normalized(self.sample)[None])
+        return {name: outputs[name] for name in ("pred_logits", "pred_masks")}
+
+    @torch.no_grad()
+    def flops(self) -> int:
+        """Of all matrix products and convolutions of one forward pass; a multiply-add is two."""
+        self.model.requires_grad_(False)  # the counter looks for gradients' functions
+        with FlopCounterMode(display=False) as counter:
+            self.model.predictions(self.model.normalized(self.sample)[None])
+        return counter.get_total_flops()
+
+
+class Plain:
+    """The published order of operations, for the same image."""
+
+    def __init__(self, args: Any) -> None:
+        self.model = PlainModel(build(args.config))
+        self.sample = sample_of(args)
+
+    @torch.inference_mode()
+    def run(self) -> dict[str, Any]:
+        return self.model([self.sample])[0]
+
+    def results(self) -> dict[str, torch.Tensor]:
+        return comparable(self.run())
+
+
+def sample_of(args: Any) -> dict[str, Any]:
+    height, width = args.output or args.size
+    return {"image": image(*args.size), "height": height, "width": width}
 
 
 def compare(args: Any) -> None:
-    """float32 and bfloat16 against the other side, with the arithmetic's own limit."""
-    precise = build(args.config)
-    fast = build(args.config, PRECISION, "bfloat16")
-    height, width = args.size
-    out_height, out_width = args.output or args.size
-    sample = {"image": image(height, width), "height": out_height, "width": out_width}
+    """float32 and bfloat16 against the other side, with the arithmetic's own limit; a process for each side."""
     if args.against == "plain":
-        other = PlainModel(precise)
-        run_other = lambda: other([sample])[0]
+        theirs = Worker(Plain, args, environment=THEIR_ENVIRONMENT)
     else:
-        from against_transformers import Transformers
-
-        other = Transformers(precise, args.config)
-        run_other = lambda: other(sample)
-    sides = {args.against: run_other, "float32": lambda: precise([sample])[0], "bfloat16": lambda: fast([sample])[0]}
+        theirs = Worker(Transformers, args.config, sample_of(args), environment=THEIR_ENVIRONMENT)
+    with theirs, Worker(Ours, args, "float32") as precise, Worker(Ours, args, "bfloat16") as fast:
+        measured = alternate({args.against: theirs, "float32": precise, "bfloat16": fast}, args.repeats)
+        expected, results, logits = theirs.ask("results"), precise.ask("results"), precise.ask("logits")
+        agreement = {"bfloat16": mask_signs(logits, fast.ask("logits"))}
+        operations = precise.ask("flops")
     if args.against == "plain":
-        expected = other([sample])[0]
-        agreement = {name: agree(expected, run()) for name, run in sides.items()}
+        agreement["float32"] = agree(expected, results)
     else:
-        agreement = {"float32": other.agreement(precise, sample)}
-    agreement |= mask_signs(precise, fast, sample)
-    operations = flops(precise, sample)
-    measured = alternate(sides, args.repeats)
+        agreement["float32"] = apart(logits, results["scores"], expected)
     limit = {
         "float32": operations / matmul_rate() / 1e9,
         "bfloat16": operations / matmul_rate(torch.bfloat16) / 1e9,
@@ -76,47 +116,53 @@ def compare(args: Any) -> None:
         }
         for name, times in measured.items()
     ]
+    (height, width), (out_height, out_width) = args.size, args.output or args.size
     report(
         f"{args.config}, {height}x{width} to {out_height}x{out_width}, {operations / 1e9:.0f} GFLOP", rows, args.json
     )
 
 
-def agree(expected: dict[str, Any], result: dict[str, Any]) -> str:
+def comparable(result: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """What both sides' results are compared by: labels and segments of the pixels, sorted scores of the instances."""
+    found = {}
+    if "sem_seg" in result:
+        labels = result["sem_seg"]
+        found["semantic"] = labels if labels.dim() == 2 else labels.argmax(0)
+    if "panoptic_seg" in result:
+        found["panoptic"] = result["panoptic_seg"][0]
+    if "instances" in result:
+        instances = result["instances"]
+        scores = instances["scores"] if isinstance(instances, dict) else instances.scores
+        found["scores"] = scores.sort(descending=True)[0]
+    return found
+
+
+def agree(expected: dict[str, torch.Tensor], result: dict[str, torch.Tensor]) -> str:
     """Shares of pixels that agree, and the largest difference of the sorted scores."""
     parts = []
-    if "sem_seg" in result:
-        a, b = (x["sem_seg"] if x["sem_seg"].dim() == 2 else x["sem_seg"].argmax(0) for x in (expected, result))
-        parts.append(f"semantic {(a == b).float().mean():.4%}")
-    if "panoptic_seg" in result and "panoptic_seg" in expected:
-        same = expected["panoptic_seg"][0] == result["panoptic_seg"][0]
-        parts.append(f"panoptic {same.float().mean():.4%}")
-    if "instances" in result and "instances" in expected:
-        a, b = (_instances(x["instances"]) for x in (expected, result))
-        count = min(len(a), len(b))
-        parts.append(f"scores {float((a[:count] - b[:count]).abs().max()):.1e}")
+    for name, a in expected.items():
+        b = result[name]
+        if name == "scores":
+            count = min(len(a), len(b))
+            parts.append(f"scores {float((a[:count] - b[:count]).abs().max()):.1e}")
+        else:
+            parts.append(f"{name} {(a == b).float().mean():.4%}")
     return ", ".join(parts)
 
 
-def _instances(instances: Any) -> torch.Tensor:
-    scores = instances["scores"] if isinstance(instances, dict) else instances.scores
-    return scores.sort(descending=True)[0]
-
-
-def mask_signs(precise: Any, fast: Any, sample: dict[str, Any]) -> dict[str, str]:
+def mask_signs(precise: dict[str, torch.Tensor], fast: dict[str, torch.Tensor]) -> str:
     """How far both precisions' raw outputs agree: signs of all mask logits, class probabilities, and scores.
 
     A score is that of an instance, class probability times mean mask probability inside the mask, compared query by
     query and class by class.
     """
-    batch = precise.normalized(sample)[None]
-    outputs = [model.predictions(batch) for model in (precise, fast)]
+    outputs = precise, fast
     masks = [output["pred_masks"] for output in outputs]
     signs = ((masks[0] > 0) == (masks[1] > 0)).float().mean()
     probs = [output["pred_logits"].float().softmax(-1) for output in outputs]
     scores = [p[..., :-1] * _certainty(m)[..., None] for p, m in zip(probs, masks, strict=True)]
     by_class, by_score = (float((a - b).abs().max()) for a, b in (probs, scores))
-    text = f"mask signs {signs:.3%}, class probabilities {by_class:.1e}, scores of the same query {by_score:.1e}"
-    return {"bfloat16": text}
+    return f"mask signs {signs:.3%}, class probabilities {by_class:.1e}, scores of the same query {by_score:.1e}"
 
 
 def _certainty(masks: torch.Tensor) -> torch.Tensor:
@@ -125,15 +171,7 @@ def _certainty(masks: torch.Tensor) -> torch.Tensor:
     return (masks.float().sigmoid() * inside).sum((2, 3)) / (inside.sum((2, 3)) + 1e-6)
 
 
-def flops(model: Any, sample: dict[str, Any]) -> int:
-    """Of all matrix products and convolutions of one forward pass; a multiply-add is two."""
-    with torch.inference_mode(False), torch.no_grad():
-        model.requires_grad_(False)
-        with FlopCounterMode(display=False) as counter:
-            model.predictions(model.normalized(sample)[None])
-    return counter.get_total_flops()
-
-
+@torch.inference_mode()
 def throughput(args: Any) -> None:
     """Images per second of batches whose sizes are mixed: every third image is upright."""
     model = build(args.config)
@@ -152,6 +190,7 @@ def one_by_one(model: Any, batch: list[dict[str, Any]]) -> list[Any]:
     return [model([sample]) for sample in batch]
 
 
+@torch.inference_mode()
 def profile(args: Any) -> None:
     """Seconds of the model's parts, then of operations."""
     model = build(args.config)

@@ -1,29 +1,28 @@
 """A training step, forward and backward, against the published order of operations.
 
 python benchmarks/training.py --config r50 --size 512 --images 2 --instances 17
-python benchmarks/training.py --memory      peak above the weights, each side in a process of its own
+python benchmarks/training.py --memory      peak above the weights
 python benchmarks/training.py --steps 200   losses of float32 and bfloat16 side by side, on a small model
 """
 
 import copy
 import json
 import resource
-import subprocess
-import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from common import CONFIGS, ROOT, alternate, arguments, build, image, report
+from common import CONFIGS, ROOT, THEIR_ENVIRONMENT, Worker, alternate, arguments, build, image, report
 from detectron2.structures import Instances
 from plain import PlainModel
 
 from mask2former.optimizer import clip_full_model
 
 CHECKPOINTING = "MODEL.MASK_FORMER.ACTIVATION_CHECKPOINTING"
-MEMORY_SIDES = ("plain", "float32", "bfloat16", "float32 checkpointed", "bfloat16 checkpointed")
+SIDES = ("plain", "float32", "bfloat16", "float32 checkpointed", "bfloat16 checkpointed")
 SHAPES = ROOT / "configs" / "shapes" / "panoptic.yaml"
 
 
@@ -34,15 +33,12 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2)
     parser.add_argument("--instances", type=int, default=17, help="of all images together")
     parser.add_argument("--memory", action="store_true", help="measure memory instead")
-    parser.add_argument("--side", choices=MEMORY_SIDES, help="measure the memory of this one here, print JSON")
     parser.add_argument("--steps", type=int, help="compare this many losses of a small model instead")
     parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "training_losses.png")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    if args.side:
-        sys.stdout.write(json.dumps(peak_memory(args)))
-    elif args.memory:
+    if args.memory:
         compare_memory(args)
     elif args.steps:
         compare_losses(args)
@@ -50,24 +46,43 @@ def main() -> None:
         compare_time(args)
 
 
+class Side:
+    """Training steps of one side, by its name in `SIDES`."""
+
+    def __init__(self, args: Any, name: str) -> None:
+        model = build(args.config, CHECKPOINTING, "checkpointed" in name).train()
+        self.model = PlainModel(model) if name == "plain" else model
+        self.half = "bfloat16" in name
+        self.samples = batch(args)
+
+    def run(self) -> float:
+        """The loss."""
+        return step(self.model, self.samples, self.half)
+
+    def peak(self) -> int:
+        """Bytes above the weights in the second step: the first fills caches and makes gradients, which stay."""
+        before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        for _ in range(2):
+            self.run()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+
+
+def worker(args: Any, name: str) -> Worker:
+    return Worker(Side, args, name, environment=THEIR_ENVIRONMENT if name == "plain" else None)
+
+
 def compare_time(args: Any) -> None:
-    model = build(args.config).train()
-    plain = PlainModel(model)
-    samples = batch(args)
-    sides = {
-        "plain": lambda: step(plain, samples, False),
-        "float32": lambda: step(model, samples, False),
-        "bfloat16": lambda: step(model, samples, True),
-    }
-    totals = {name: run() for name, run in sides.items()}
-    measured = alternate(sides, args.repeats)
+    with ExitStack() as stack:
+        sides = {name: stack.enter_context(worker(args, name)) for name in SIDES[:3]}
+        measured = alternate(sides, args.repeats)
+        losses = {name: side.ask("run") for name, side in sides.items()}
     rows = [
         {
             "side": name,
             "wall s": times["wall"],
             "cpu s": times["cpu"],
             "times faster (cpu)": measured["plain"]["cpu"] / times["cpu"],
-            "loss": totals[name],
+            "loss": losses[name],
         }
         for name, times in measured.items()
     ]
@@ -75,24 +90,12 @@ def compare_time(args: Any) -> None:
 
 
 def compare_memory(args: Any) -> None:
-    rows = []
-    for side in MEMORY_SIDES:
-        command = [sys.executable, *sys.argv, "--side", side]
-        rows.append(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout))
+    rows: list[dict[str, Any]] = []
+    for name in SIDES:
+        with worker(args, name) as side:
+            rows.append({"side": name, "peak GB": side.ask("peak") / 1e9, "loss": side.ask("run")})
         rows[-1]["of plain"] = rows[-1]["peak GB"] / rows[0]["peak GB"]
     report(f"{args.config}, {args.images} images of {args.size}, above the weights", rows, args.json)
-
-
-def peak_memory(args: Any) -> dict[str, Any]:
-    """Of the second step: the first fills caches and makes gradients, which stay."""
-    model = build(args.config, CHECKPOINTING, "checkpointed" in args.side).train()
-    run = PlainModel(model) if args.side == "plain" else model
-    if args.side == "plain":
-        del model
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    losses = [step(run, batch(args), "bfloat16" in args.side) for _ in range(2)]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-    return {"side": args.side, "peak GB": peak / 1e9, "loss": losses[-1]}
 
 
 def compare_losses(args: Any) -> None:
