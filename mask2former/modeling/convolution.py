@@ -7,32 +7,47 @@ It wants channels before pixels (NCHW), as a matrix product can deliver and take
 B images, C channels, H W size of a map.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .packed_linear import compute_dtype, is_mere, may_run_in_blocks
+
+# A smaller convolution to be differentiated is left to oneDNN: NNPACK would gain a few milliseconds or lose them.
+CHANNELS, PIXELS = 128, 32 * 32
 
 
 def serves(lateral: nn.Module, smooth: nn.Module, features: Tensor) -> bool:
     """Whether `smoothed_sum` may stand for these convolutions, normalised by groups, of these features."""
+    if not (is_mere(lateral, Conv2d) and is_mere(smooth, Conv2d)):
+        return False
     return (
-        may_run_in_blocks(features)
+        _is_ordinary(features)
         and compute_dtype(features) == features.dtype == torch.float32
-        and torch.backends.nnpack.is_available()
-        and all(is_mere(conv, Conv2d) and is_mere(conv.norm, nn.GroupNorm) for conv in (lateral, smooth))
+        and has_nnpack()
+        and all(is_mere(conv.norm, nn.GroupNorm) for conv in (lateral, smooth))
         and _is_simple(lateral, 1)
         and _is_simple(smooth, 3)
         and lateral.activation is None
         and smooth.activation is F.relu
+        and (not torch.is_grad_enabled() or _pays(smooth, features))
     )
+
+
+def has_nnpack() -> bool:
+    """Whether this build and processor have it; asking also makes NNPACK ready, without which it refuses to run."""
+    return hasattr(torch, "_nnpack_spatial_convolution") and torch.backends.nnpack.is_available()
 
 
 def smoothed_sum(lateral: Conv2d, smooth: Conv2d, features: Tensor, coarse: Tensor) -> Tensor:
     """One step up a feature pyramid: smooth(lateral(features) + coarse, resized); see `serves`.
 
-    Sum and ReLU are done in place: a new tensor of this size costs the system more than the operation.
+    ReLU, and without gradients the sum, are done in place: a new tensor of this size costs the system more than the
+    operation.
 
     Args:
         features: (B, C', H, W).
@@ -41,10 +56,45 @@ def smoothed_sum(lateral: Conv2d, smooth: Conv2d, features: Tensor, coarse: Tens
     Returns:
         (B, C, H, W), channels before pixels.
     """
-    x = _norm(lateral, _project(lateral, features))
-    x += F.interpolate(coarse.contiguous(), x.shape[-2:], mode="bilinear", align_corners=False)
-    x = torch._nnpack_spatial_convolution(x, smooth.weight, smooth.bias, smooth.padding, smooth.stride)
+    differentiated = torch.is_grad_enabled()
+    x = lateral(features) if differentiated else _norm(lateral, _project(lateral, features))
+    coarse = F.interpolate(coarse.contiguous(), x.shape[-2:], mode="bilinear", align_corners=False)
+    if differentiated:
+        x = _Winograd.apply(x + coarse, smooth.weight, smooth.bias)
+    else:
+        x = winograd(x.add_(coarse), smooth.weight, smooth.bias)
     return _norm(smooth, x).relu_()
+
+
+def winograd(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A 3 x 3 convolution (B, C, H, W) -> (B, C', H, W) that keeps the size; without gradients.
+
+    Image by image: for several NNPACK chooses the Fourier transform, which takes four times longer.
+    """
+    x, weight = x.contiguous(), weight.contiguous()
+    images = [torch._nnpack_spatial_convolution(image, weight, bias, 1) for image in x.split(1)]
+    return images[0] if len(images) == 1 else torch.cat(images)
+
+
+class _Winograd(torch.autograd.Function):
+    """`winograd` with gradients: that of the input is again a convolution, that of the weight is oneDNN's."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return winograd(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        by_input, *by_parameters = ctx.needs_input_grad
+        grad_x = winograd(grad, weight.flip(2, 3).transpose(0, 1), None) if by_input else None
+        one = (1, 1)
+        _, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+            grad, x, weight, weight.shape[:1], one, one, one, False, (0, 0), 1, (False, *by_parameters)
+        )
+        return grad_x, grad_weight, grad_bias
 
 
 def is_projection(conv: nn.Module, x: Tensor) -> bool:
@@ -73,6 +123,16 @@ def _norm(conv: Conv2d, x: Tensor) -> Tensor:
     """The convolution's norm of its result, (B, C, H, W)."""
     assert conv.norm is not None
     return conv.norm(x)
+
+
+def _is_ordinary(x: Tensor) -> bool:
+    """Whether this runs on the CPU, and nobody traces, counts or compiles."""
+    with torch.no_grad():
+        return may_run_in_blocks(x)
+
+
+def _pays(conv: Conv2d, x: Tensor) -> bool:
+    return min(conv.in_channels, conv.out_channels) >= CHANNELS and x.shape[-2:].numel() >= PIXELS
 
 
 def _is_simple(conv: Conv2d, size: int) -> bool:

@@ -8,11 +8,14 @@ R rows, C channels.
 """
 
 from collections.abc import Callable
+from typing import TypeGuard, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+Module = TypeVar("Module", bound=nn.Module)
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"none": lambda x: x, "relu": torch.relu_, "gelu": F.gelu}
 
@@ -49,7 +52,7 @@ def may_run_in_blocks(x: Tensor) -> bool:
     )
 
 
-def is_mere(module: nn.Module, kind: type[nn.Module]) -> bool:
+def is_mere(module: object, kind: type[Module]) -> TypeGuard[Module]:
     """Whether a module is of just this class and nobody listens to it."""
     return type(module) is kind and not (module._forward_hooks or module._forward_pre_hooks)
 

@@ -7,7 +7,9 @@ from detectron2.layers import Conv2d
 from torch import nn
 
 from mask2former.modeling import convolution
-from mask2former.modeling.convolution import serves, smoothed_sum, to_channels_last
+from mask2former.modeling.convolution import has_nnpack, serves, smoothed_sum, to_channels_last, winograd
+
+needs_nnpack = pytest.mark.skipif(not has_nnpack(), reason="this processor or build of PyTorch has no NNPACK")
 
 
 def pyramid_step(**changes) -> tuple[Conv2d, Conv2d]:
@@ -20,14 +22,13 @@ def pyramid_step(**changes) -> tuple[Conv2d, Conv2d]:
     return convs
 
 
+@needs_nnpack
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @torch.no_grad()
 def test_a_step_equals_its_convolutions(memory_format):
     lateral, smooth = pyramid_step()
     features = torch.randn(2, 8, 21, 18).contiguous(memory_format=memory_format)
     coarse = torch.randn(2, 16, 11, 9).contiguous(memory_format=memory_format)
-    if not torch.backends.nnpack.is_available():
-        pytest.skip("this processor or build of PyTorch has no NNPACK")
     assert serves(lateral, smooth, features)
     resized = F.interpolate(coarse, (21, 18), mode="bilinear", align_corners=False)
     expected = smooth(lateral(features) + resized)
@@ -37,13 +38,12 @@ def test_a_step_equals_its_convolutions(memory_format):
     assert torch.equal(coarse, before)
 
 
+@needs_nnpack
 @torch.no_grad()
 def test_winograds_error_stays_below_three_hundred_thousandths_of_the_largest_value():
-    if not torch.backends.nnpack.is_available():
-        pytest.skip("this processor or build of PyTorch has no NNPACK")
-    x, weight = torch.randn(1, 64, 40, 40), torch.randn(64, 64, 3, 3)
+    x, weight = torch.randn(2, 64, 40, 40), torch.randn(64, 64, 3, 3)
     exact = F.conv2d(x.double(), weight.double(), padding=1)
-    got = torch._nnpack_spatial_convolution(x, weight, None, 1)
+    got = winograd(x, weight, None)
     assert (got - exact).abs().max() < 3e-5 * exact.abs().max()
 
 
@@ -63,10 +63,53 @@ def test_any_other_convolution_is_left_to_itself(changes):
     assert not serves(*pyramid_step(**changes), torch.zeros(1, 8, 4, 4))
 
 
-def test_gradients_autocast_and_hooks_leave_it_to_the_convolutions():
+@needs_nnpack
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradients_of_a_step_are_those_of_its_convolutions(bias):
+    lateral, smooth = pyramid_step(bias=bias)
+    features, coarse = torch.randn(2, 8, 21, 18, requires_grad=True), torch.randn(2, 16, 11, 9, requires_grad=True)
+    weights = torch.randn(2, 16, 21, 18)  # of the results, so that no gradient cancels out
+    result = smoothed_sum(lateral, smooth, features, coarse)
+    got = torch.autograd.grad((result * weights).sum(), [features, coarse, *lateral.parameters(), *smooth.parameters()])
+    exact = [x.detach().double().requires_grad_() for x in (features, coarse)]
+    lateral, smooth = lateral.double(), smooth.double()
+    resized = F.interpolate(exact[1], (21, 18), mode="bilinear", align_corners=False)
+    result = smooth(lateral(exact[0]) + resized)
+    expected = torch.autograd.grad((result * weights).sum(), [*exact, *lateral.parameters(), *smooth.parameters()])
+    for ours, theirs in zip(got, expected, strict=True):
+        assert (ours - theirs).abs().max() < 2e-5 * theirs.abs().max()
+
+
+@needs_nnpack
+def test_only_what_asks_for_a_gradient_gets_one():
+    lateral, smooth = pyramid_step(bias=True)
+    smooth.weight.requires_grad_(False)
+    smoothed_sum(lateral, smooth, torch.randn(1, 8, 6, 6), torch.randn(1, 16, 3, 3)).sum().backward()
+    assert smooth.weight.grad is None
+    assert smooth.bias.grad is not None
+    assert lateral.weight.grad.any()
+
+
+@needs_nnpack
+def test_a_convolution_to_be_differentiated_is_taken_over_if_it_is_large(monkeypatch):
     lateral, smooth = pyramid_step()
     features = torch.zeros(1, 8, 4, 4)
     assert not serves(lateral, smooth, features)
+    monkeypatch.setattr(convolution, "PIXELS", 16)
+    assert not serves(lateral, smooth, features)
+    monkeypatch.setattr(convolution, "CHANNELS", 16)
+    assert serves(lateral, smooth, features)
+
+
+@torch.no_grad()
+def test_a_pytorch_without_nnpack_keeps_its_convolutions(monkeypatch):
+    monkeypatch.delattr(torch, "_nnpack_spatial_convolution")
+    assert not serves(*pyramid_step(), torch.zeros(1, 8, 4, 4))
+
+
+def test_autocast_and_hooks_leave_it_to_the_convolutions():
+    lateral, smooth = pyramid_step()
+    features = torch.zeros(1, 8, 4, 4)
     with torch.no_grad():
         assert not serves(lateral, smooth, features.double())
         with torch.autocast("cpu", torch.bfloat16):

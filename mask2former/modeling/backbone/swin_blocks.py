@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..packed_linear import packed_linear
+from ..packed_linear import compute_dtype, packed_linear
 from ..position_encoding import cached_per_shape
 from .windows import parting_mask, shift_regions, to_windows
 
@@ -38,7 +38,7 @@ def in_groups(block: "SwinBlock", x: Tensor) -> Tensor:
     """(B, H, W, C) -> (B, H, W, C), as the block's `forward` in evaluation mode."""
     attn, window = block.attn, block.window
     pixels, channels = window * window, x.shape[-1]
-    dtype = _compute_dtype(x)
+    dtype = compute_dtype(x)
     with torch.autocast("cpu", enabled=False):
         qkv, proj = (packed_linear(layer, dtype, ROWS) for layer in (attn.qkv, attn.proj))
         fc1 = packed_linear(block.mlp.get_submodule("fc1"), dtype, ROWS, "gelu")
@@ -63,16 +63,11 @@ def in_groups(block: "SwinBlock", x: Tensor) -> Tensor:
 
 def in_rows(norm: nn.Module, linear: nn.Module, x: Tensor) -> Tensor:
     """A norm and a linear layer, some pixels at a time: (B, H, W, C) -> (B, H, W, C')."""
-    dtype = _compute_dtype(x)
+    dtype = compute_dtype(x)
     with torch.autocast("cpu", enabled=False):
         apply = packed_linear(linear, dtype, ROWS)
         done = [apply(norm(rows).to(dtype)) for rows in x.flatten(0, 2).split(ROWS)]
     return torch.cat(done).unflatten(0, x.shape[:3])
-
-
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    """Of matrix products, inside and outside of autocast."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
 
 def _attend(qkv: Tensor, bias: Tensor, scale: float | None) -> Tensor:

@@ -125,7 +125,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
         ]
         levels = self.transformer(inputs)
         for index in range(len(self.fpn_features), 0, -1):
-            lateral, smooth = (self.get_submodule(f"{prefix}_{index}") for prefix in ("adapter", "layer"))
+            # Whatever stands there: `convolution` looks before it takes them for convolutions.
+            lateral, smooth = (getattr(self, f"{prefix}_{index}") for prefix in ("adapter", "layer"))
             finer = features[self.fpn_features[index - 1]]
             if convolution.serves(lateral, smooth, finer):
                 levels.append(convolution.smoothed_sum(lateral, smooth, finer, levels[-1]))
@@ -170,10 +171,11 @@ class DeformableTransformer(nn.Module):
             ]
         ).to(pixels.dtype)  # (S, C)
         centers = pixel_centers(shapes, device)
-        if may_run_in_blocks(pixels) and all(map(encoder_blocks.serves, self.encoder.layers)):
-            pixels = encoder_blocks.encode(self.encoder.layers, pixels, position, centers, shapes)
+        layers: Any = self.encoder.layers
+        if may_run_in_blocks(pixels) and all(map(encoder_blocks.serves, layers)):
+            pixels = encoder_blocks.encode(layers, pixels, position, centers, shapes)
         else:
-            for layer in self.encoder.layers:
+            for layer in layers:
                 pixels = layer(pixels, position, centers, shapes)
         split = pixels.split([h * w for h, w in shapes], 1)
         return [x.transpose(1, 2).reshape(-1, channels, h, w) for x, (h, w) in zip(split, shapes, strict=True)]
@@ -204,8 +206,9 @@ class DeformableEncoderLayer(nn.Module):
             (B, S, C).
         """
         pixels = self.norm1(pixels + self._drop(self.self_attn(pixels + position, pixels, centers, shapes)))
-        hidden = self._drop(F.relu(self.linear1(pixels), inplace=True))
-        return self.norm2(pixels + self._drop(self.linear2(hidden)))
+        # In rows: of (B, S, C) a linear layer returns a view, and the gradient of what changes a view is slow.
+        hidden = self._drop(F.relu(self.linear1(pixels.flatten(0, 1)), inplace=True))
+        return self.norm2(pixels + self._drop(self.linear2(hidden).view_as(pixels)))
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)
