@@ -109,9 +109,9 @@ class Worker:
         self.connection.close()
         self.process.join()
 
-    def ask(self, method: str, *args: Any) -> Any:
+    def ask(self, method: str) -> Any:
         """What the side's method returns; `"timed"` is wall and CPU seconds of its `run`."""
-        self.connection.send((method, args))
+        self.connection.send(method)
         return self._answer()
 
     def _answer(self) -> Any:
@@ -132,10 +132,10 @@ def _serve(connection: Connection, threads: int, make: Callable[..., Any], args:
         connection.send_bytes(pickle.dumps(answer))
         del answer
         try:
-            method, asked = connection.recv()
+            method = connection.recv()
         except EOFError:
             return
-        answer = timed(side.run) if method == "timed" else getattr(side, method)(*asked)
+        answer = timed(side.run) if method == "timed" else getattr(side, method)()
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, float]:
