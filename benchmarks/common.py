@@ -5,7 +5,6 @@ import importlib.util
 import json
 import logging
 import multiprocessing
-import os
 import pickle
 import platform
 import statistics
@@ -16,7 +15,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
-from unittest import mock
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -27,8 +25,6 @@ from detectron2.projects.deeplab import add_deeplab_config
 from mask2former import add_maskformer2_config
 
 ROOT = Path(__file__).parent.parent
-# Making a MaskFormer tells glibc to keep freed memory; the published code and transformers do not.
-THEIR_ENVIRONMENT = {"MASK2FORMER_MALLOC": "default"}
 CONFIGS = {
     "r50": "coco/instance-segmentation/maskformer2_R50_bs16_50ep.yaml",
     "swin_t": "coco/instance-segmentation/swin/maskformer2_swin_tiny_bs16_50ep.yaml",
@@ -88,15 +84,13 @@ class Worker:
     Args:
         make: builds the side in that process; its method `run` is what `alternate` measures.
         args: for `make`; like it, of what can be pickled.
-        environment: variables of that process, beyond those of this one.
     """
 
-    def __init__(self, make: Callable[..., Any], *args: Any, environment: dict[str, str] | None = None) -> None:
+    def __init__(self, make: Callable[..., Any], *args: Any) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, far = context.Pipe()
         self.process = context.Process(target=_serve, args=(far, torch.get_num_threads(), make, args), daemon=True)
-        with mock.patch.dict(os.environ, environment or {}):
-            self.process.start()
+        self.process.start()
         far.close()
         self._answer()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from against_transformers import Transformers, apart
-from common import CONFIGS, THEIR_ENVIRONMENT, Worker, alternate, arguments, build, image, matmul_rate, report
+from common import CONFIGS, Worker, alternate, arguments, build, image, matmul_rate, report
 from plain import PlainModel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -88,9 +88,9 @@ def sample_of(args: Any) -> dict[str, Any]:
 def compare(args: Any) -> None:
     """float32 and bfloat16 against the other side, with the arithmetic's own limit; a process for each side."""
     if args.against == "plain":
-        theirs = Worker(Plain, args, environment=THEIR_ENVIRONMENT)
+        theirs = Worker(Plain, args)
     else:
-        theirs = Worker(Transformers, args.config, sample_of(args), environment=THEIR_ENVIRONMENT)
+        theirs = Worker(Transformers, args.config, sample_of(args))
     with theirs, Worker(Ours, args, "float32") as precise, Worker(Ours, args, "bfloat16") as fast:
         measured = alternate({args.against: theirs, "float32": precise, "bfloat16": fast}, args.repeats)
         expected, results, logits = theirs.ask("results"), precise.ask("results"), precise.ask("logits")

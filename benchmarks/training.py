@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from common import CONFIGS, ROOT, THEIR_ENVIRONMENT, Worker, alternate, arguments, build, image, report
+from common import CONFIGS, ROOT, Worker, alternate, arguments, build, image, report
 from detectron2.structures import Instances
 from plain import PlainModel
 
@@ -68,7 +68,7 @@ class Side:
 
 
 def worker(args: Any, name: str) -> Worker:
-    return Worker(Side, args, name, environment=THEIR_ENVIRONMENT if name == "plain" else None)
+    return Worker(Side, args, name)
 
 
 def compare_time(args: Any) -> None:

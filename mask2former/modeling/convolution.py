@@ -15,7 +15,7 @@ from detectron2.layers import Conv2d
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .packed_linear import compute_dtype, is_mere, may_run_in_blocks
+from .packed_linear import compute_dtype, is_mere, is_ordinary, may_run_in_blocks
 
 # A smaller convolution to be differentiated is left to oneDNN: NNPACK would gain a few milliseconds or lose them.
 CHANNELS, PIXELS = 128, 32 * 32
@@ -26,7 +26,7 @@ def serves(lateral: nn.Module, smooth: nn.Module, features: Tensor) -> bool:
     if not (is_mere(lateral, Conv2d) and is_mere(smooth, Conv2d)):
         return False
     return (
-        _is_ordinary(features)
+        is_ordinary(features)
         and compute_dtype(features) == features.dtype == torch.float32
         and has_nnpack()
         and all(is_mere(conv.norm, nn.GroupNorm) for conv in (lateral, smooth))
@@ -123,12 +123,6 @@ def _norm(conv: Conv2d, x: Tensor) -> Tensor:
     """The convolution's norm of its result, (B, C, H, W)."""
     assert conv.norm is not None
     return conv.norm(x)
-
-
-def _is_ordinary(x: Tensor) -> bool:
-    """Whether this runs on the CPU, and nobody traces, counts or compiles."""
-    with torch.no_grad():
-        return may_run_in_blocks(x)
 
 
 def _pays(conv: Conv2d, x: Tensor) -> bool:

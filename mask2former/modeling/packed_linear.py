@@ -8,14 +8,18 @@ R rows, C channels.
 """
 
 from collections.abc import Callable
-from typing import TypeGuard, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 Module = TypeVar("Module", bound=nn.Module)
+
+# Products of fewer rows are left to PyTorch in training.
+TRAINED_ROWS = 2048
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"none": lambda x: x, "relu": torch.relu_, "gelu": F.gelu}
 
@@ -41,14 +45,68 @@ def packed_linear(layer: nn.Module, dtype: torch.dtype, rows: int, activation: s
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], form)
 
 
+def linear(layer: nn.Module, x: Tensor, relu: bool = False) -> Tensor:
+    """The layer's result (..., C'), followed by ReLU or not; in training by oneDNN too, where that pays.
+
+    Args:
+        x: (..., C).
+    """
+    # In rows: of more dimensions a linear layer returns a view, and the gradient of what changes a view is slow.
+    rows = x.flatten(0, -2)
+    if _may_train(layer, rows):
+        out = _Linear.apply(rows, layer.weight, layer.bias, relu)
+    else:
+        out = layer(rows)
+        out = out.relu_() if relu else out
+    return out.unflatten(0, x.shape[:-1])
+
+
+def _may_train(layer: nn.Module, x: Tensor) -> bool:
+    return (
+        torch.is_grad_enabled()
+        and is_ordinary(x)
+        and is_mere(layer, nn.Linear)
+        and compute_dtype(x) == x.dtype == layer.weight.dtype == torch.float32
+        and len(x) >= TRAINED_ROWS
+        and _has_onednn(torch.float32)
+    )
+
+
+class _Linear(torch.autograd.Function):
+    """oneDNN's product of rows, and of their gradients; MKL's for the gradient of the weight, which is the faster there."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+        out = _multiply(x, weight, bias, "relu" if relu else "none")
+        ctx.save_for_backward(x, weight, out if relu else None)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x, weight, out = ctx.saved_tensors
+        by_x, by_weight, by_bias, _ = ctx.needs_input_grad
+        if out is not None:
+            grad = torch.ops.aten.threshold_backward(grad, out, 0)
+        grad_x = _multiply(grad, weight.T.contiguous(), None, "none") if by_x else None
+        return grad_x, grad.T @ x if by_weight else None, grad.sum(0) if by_bias else None, None
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    """Rows (R, C) by weights (C', C)."""
+    weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), len(x))
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "")
+
+
 def may_run_in_blocks(x: Tensor) -> bool:
     """Whether this is ordinary inference on the CPU: nobody differentiates, traces, counts or compiles."""
+    return not torch.is_grad_enabled() and is_ordinary(x)
+
+
+def is_ordinary(x: Tensor) -> bool:
+    """Whether this runs on the CPU, and nobody traces, counts or compiles."""
     return not (
-        torch.is_grad_enabled()
-        or x.device.type != "cpu"
-        or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or is_in_torch_dispatch_mode()
+        x.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing() or is_in_torch_dispatch_mode()
     )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .. import convolution
 from ..ops import ms_deform_attn_projected
-from ..packed_linear import may_run_in_blocks
+from ..packed_linear import linear, may_run_in_blocks
 from ..position_encoding import cached_per_shape, sine_position_encoding
 from . import encoder_blocks
 
@@ -192,8 +192,8 @@ class DeformableEncoderLayer(nn.Module):
         self.linear2 = nn.Linear(FEEDFORWARD, channels)
         self.norm2 = nn.LayerNorm(channels)
         self.dropout = dropout
-        for linear in (self.linear1, self.linear2):
-            nn.init.xavier_uniform_(linear.weight)
+        for layer in (self.linear1, self.linear2):
+            nn.init.xavier_uniform_(layer.weight)
 
     def forward(self, pixels: Tensor, position: Tensor, centers: Tensor, shapes: Shapes) -> Tensor:
         """
@@ -206,9 +206,8 @@ class DeformableEncoderLayer(nn.Module):
             (B, S, C).
         """
         pixels = self.norm1(pixels + self._drop(self.self_attn(pixels + position, pixels, centers, shapes)))
-        # In rows: of (B, S, C) a linear layer returns a view, and the gradient of what changes a view is slow.
-        hidden = self._drop(F.relu(self.linear1(pixels.flatten(0, 1)), inplace=True))
-        return self.norm2(pixels + self._drop(self.linear2(hidden).view_as(pixels)))
+        hidden = self._drop(linear(self.linear1, pixels, relu=True))
+        return self.norm2(pixels + self._drop(linear(self.linear2, hidden)))
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)
@@ -228,12 +227,12 @@ class MSDeformAttn(nn.Module):
         self.attention_weights = nn.Linear(channels, heads * levels * points)
         self.value_proj = nn.Linear(channels, channels)
         self.output_proj = nn.Linear(channels, channels)
-        for linear in (self.value_proj, self.output_proj):
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
-        for linear in (self.sampling_offsets, self.attention_weights):
-            nn.init.zeros_(linear.weight)
-            nn.init.zeros_(linear.bias)
+        for layer in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        for layer in (self.sampling_offsets, self.attention_weights):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
         # Head by head another direction; point by point one pixel further (in the maximum norm).
         angle = torch.arange(heads) * (2 * math.pi / heads)
         direction = torch.stack([angle.cos(), angle.sin()], -1)
@@ -255,12 +254,12 @@ class MSDeformAttn(nn.Module):
             (B, Q, C).
         """
         batch, total, channels = pixels.shape
-        value = self.value_proj(pixels).reshape(batch, total, self.heads, channels // self.heads)
+        value = linear(self.value_proj, pixels).reshape(batch, total, self.heads, channels // self.heads)
         # Two projections of the same queries, as one matrix product.
         weight = torch.cat([self.sampling_offsets.weight, self.attention_weights.weight])
         bias = torch.cat([self.sampling_offsets.bias, self.attention_weights.bias])
         projected = F.linear(queries, weight, bias)
-        return self.output_proj(ms_deform_attn_projected(value, shapes, centers, projected))
+        return linear(self.output_proj, ms_deform_attn_projected(value, shapes, centers, projected))
 
 
 @cached_per_shape()
