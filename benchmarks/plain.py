@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from mask2former.inference import Frame
 from mask2former.model import MaskFormer, training_target
-from mask2former.modeling import convolution
+from mask2former.modeling import convolution, packed_linear
 from mask2former.modeling.backbone import swin
 from mask2former.modeling.criterion import SetCriterion
 from mask2former.modeling.ops.deform_attn import ENVIRONMENT
@@ -73,11 +73,13 @@ class PlainModel(nn.Module):
 
 @contextmanager
 def unfused() -> Iterator[None]:
-    """Deformable attention by grid_sample, and whole tensors step by step as in training."""
+    """Deformable attention by grid_sample, and whole tensors step by step, by what PyTorch chooses for them."""
     with ExitStack() as stack:
         stack.enter_context(mock.patch.dict(os.environ, {ENVIRONMENT: "reference"}))
         for module in (convolution, msdeformattn, swin):
             stack.enter_context(mock.patch.object(module, "may_run_in_blocks", return_value=False))
+        for module in (convolution, packed_linear):
+            stack.enter_context(mock.patch.object(module, "is_ordinary", return_value=False))
         yield
 
 

@@ -73,7 +73,7 @@ def _may_train(layer: nn.Module, x: Tensor) -> bool:
 
 
 class _Linear(torch.autograd.Function):
-    """oneDNN's product of rows, and of their gradients; MKL's for the gradient of the weight, which is the faster there."""
+    """oneDNN's product of rows and of their gradients; the gradient of the weight is MKL's, which is faster there."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:

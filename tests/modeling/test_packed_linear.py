@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mask2former.modeling import packed_linear as module
-from mask2former.modeling.packed_linear import may_run_in_blocks, packed_linear
+from mask2former.modeling.packed_linear import linear, may_run_in_blocks, packed_linear
 
 
 @pytest.mark.parametrize("onednn", [True, False])
@@ -43,3 +43,42 @@ def test_blocks_are_for_ordinary_inference_only():
         assert not may_run_in_blocks(x.to("meta"))
         with FlopCounterMode(display=False):
             assert not may_run_in_blocks(x)
+
+
+@pytest.mark.parametrize("trained_rows", [1, 1000])
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_results_and_gradients_in_training_are_the_layers(bias, relu, trained_rows, monkeypatch):
+    monkeypatch.setattr(module, "TRAINED_ROWS", trained_rows)
+    layer = nn.Linear(24, 40, bias)
+    x, upstream = torch.randn(2, 33, 24, requires_grad=True), torch.randn(2, 33, 40)
+    got = linear(layer, x, relu)
+    exact_layer = nn.Linear(24, 40, bias).double()
+    exact_layer.load_state_dict(layer.state_dict())
+    exact_x = x.detach().double().requires_grad_()
+    exact = exact_layer(exact_x)
+    exact = exact.relu() if relu else exact
+    torch.testing.assert_close(got.double(), exact, atol=1e-5, rtol=1e-5)
+    ours = torch.autograd.grad((got * upstream).sum(), [x, *layer.parameters()])
+    theirs = torch.autograd.grad((exact * upstream).sum(), [exact_x, *exact_layer.parameters()])
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.double(), b, atol=1e-5, rtol=1e-5)
+
+
+def test_frozen_weights_get_no_gradient(monkeypatch):
+    monkeypatch.setattr(module, "TRAINED_ROWS", 1)
+    layer = nn.Linear(8, 4)
+    layer.weight.requires_grad_(False)
+    linear(layer, torch.randn(5, 8)).sum().backward()
+    assert layer.weight.grad is None
+    assert torch.equal(layer.bias.grad, torch.full((4,), 5.0))
+
+
+def test_layers_with_hooks_and_autocast_run_as_they_are(monkeypatch):
+    monkeypatch.setattr(module, "TRAINED_ROWS", 1)
+    layer, calls = nn.Linear(8, 4), []
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(layer, torch.randn(5, 8)).dtype == torch.bfloat16
+    layer.register_forward_hook(lambda *args: calls.append(1))
+    linear(layer, torch.randn(5, 8))
+    assert calls

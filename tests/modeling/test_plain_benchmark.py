@@ -21,10 +21,14 @@ def plain(monkeypatch):
 
 @torch.no_grad()
 def test_shortcuts_are_taken_here_and_not_on_the_plain_side(plain):
-    from mask2former.modeling import convolution
+    from mask2former.modeling import convolution, packed_linear
     from mask2former.modeling.pixel_decoder import msdeformattn
 
     x = torch.zeros(1)
+    for module in (convolution, packed_linear):
+        with plain.unfused():
+            assert not module.is_ordinary(x)
+        assert module.is_ordinary(x)
     for module in (convolution, msdeformattn):
         assert module.may_run_in_blocks(x)
         with plain.unfused():
