@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .packed_linear import is_ordinary
+
 
 class Attention(nn.Module):
     """Multi-head attention of queries over keys."""
@@ -39,13 +41,23 @@ class Attention(nn.Module):
         """
         q, k, v = (self._heads(x, i) for i, x in enumerate((query, key, value)))
         dropout = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)  # (B, A, Q, C/A)
+        attended = _attend(q, k, v, allowed, dropout)  # (B, A, Q, C/A)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor, part: int) -> Tensor:
         """Project (B, S, C) by the part-th third of the weights and split it into (B, A, S, C/A)."""
         weight, bias = self.in_proj_weight.chunk(3)[part], self.in_proj_bias.chunk(3)[part]
         return F.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, dropout: float) -> Tensor:
+    """Attention of heads; see `F.scaled_dot_product_attention`."""
+    if torch.is_grad_enabled() and is_ordinary(q) and q.dtype == torch.bfloat16:
+        # The gradient of PyTorch's kernel for bfloat16 takes longer than float32's.
+        with torch.autocast("cpu", enabled=False):
+            wide = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=allowed, dropout_p=dropout)
+        return wide.to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
 
 
 class MLP(nn.Module):
