@@ -7,6 +7,8 @@ It wants channels before pixels (NCHW), as a matrix product can deliver and take
 B images, C channels, H W size of a map.
 """
 
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,22 +21,29 @@ from .packed_linear import compute_dtype, is_mere, is_ordinary, may_run_in_block
 
 # A smaller convolution to be differentiated is left to oneDNN: NNPACK would gain a few milliseconds or lose them.
 CHANNELS, PIXELS = 128, 32 * 32
+# Without gradients, so many numbers are normalised and added at once: they stay in the cache, and need no new memory,
+# which for a whole map costs the system more than the operations.
+ELEMENTS_AT_ONCE = 1 << 21
+
+SERVED = (torch.float32, torch.bfloat16)
 
 
 def serves(lateral: nn.Module, smooth: nn.Module, features: Tensor) -> bool:
     """Whether `smoothed_sum` may stand for these convolutions, normalised by groups, of these features."""
     if not (is_mere(lateral, Conv2d) and is_mere(smooth, Conv2d)):
         return False
+    differentiated = torch.is_grad_enabled()
     return (
         is_ordinary(features)
-        and compute_dtype(features) == features.dtype == torch.float32
+        and (compute_dtype(features) in SERVED if not differentiated else compute_dtype(features) == torch.float32)
+        and features.dtype in (torch.float32, compute_dtype(features))
         and has_nnpack()
         and all(is_mere(conv.norm, nn.GroupNorm) for conv in (lateral, smooth))
         and _is_simple(lateral, 1)
         and _is_simple(smooth, 3)
         and lateral.activation is None
         and smooth.activation is F.relu
-        and (not torch.is_grad_enabled() or _pays(smooth, features))
+        and (not differentiated or _pays(smooth, features))
     )
 
 
@@ -46,24 +55,56 @@ def has_nnpack() -> bool:
 def smoothed_sum(lateral: Conv2d, smooth: Conv2d, features: Tensor, coarse: Tensor) -> Tensor:
     """One step up a feature pyramid: smooth(lateral(features) + coarse, resized); see `serves`.
 
-    ReLU, and without gradients the sum, are done in place: a new tensor of this size costs the system more than the
-    operation.
-
     Args:
         features: (B, C', H, W).
         coarse: (B, C, h, w).
 
     Returns:
-        (B, C, H, W), channels before pixels.
+        (B, C, H, W) float32, channels before pixels. Under autocast only the 1 x 1 product is in its type: NNPACK in
+        float32 takes less time than oneDNN in bfloat16.
     """
-    differentiated = torch.is_grad_enabled()
-    x = lateral(features) if differentiated else _norm(lateral, _project(lateral, features))
-    coarse = F.interpolate(coarse.contiguous(), x.shape[-2:], mode="bilinear", align_corners=False)
-    if differentiated:
-        x = _Winograd.apply(x + coarse, smooth.weight, smooth.bias)
-    else:
-        x = winograd(x.add_(coarse), smooth.weight, smooth.bias)
-    return _norm(smooth, x).relu_()
+    dtype = compute_dtype(features)
+    with torch.autocast("cpu", enabled=False):
+        if torch.is_grad_enabled():
+            x = lateral(features)
+            coarse = F.interpolate(coarse.contiguous(), x.shape[-2:], mode="bilinear", align_corners=False)
+            x = _Winograd.apply(x + coarse, smooth.weight, smooth.bias)
+            return _norm(smooth, x).relu_()
+        x = torch.empty(len(features), lateral.out_channels, *features.shape[-2:])
+        for fine, rough, out in zip(features.to(dtype), coarse.float(), x, strict=True):
+            _lateral_sum(lateral, fine, rough, out)
+        x = winograd(x, smooth.weight, smooth.bias)
+        for image in x:
+            for part, norm in _parts(smooth, image):
+                torch.clamp_min(norm(image[part]), 0, out=image[part])
+        return x
+
+
+def _lateral_sum(conv: Conv2d, features: Tensor, coarse: Tensor, out: Tensor) -> None:
+    """A normalised 1 x 1 convolution of an image, (C', H, W), plus what is coarser, (C, h, w): (C, H, W) float32."""
+    product = out if features.dtype == out.dtype else torch.empty_like(out, dtype=features.dtype)
+    torch.mm(conv.weight.flatten(1).to(features.dtype), features.flatten(1), out=product.flatten(1))
+    for part, norm in _parts(conv, product):
+        x = product[part].float()
+        x = norm(x if conv.bias is None else x + conv.bias[part, None, None])
+        larger = F.interpolate(coarse[None, part], out.shape[-2:], mode="bilinear", align_corners=False)[0]
+        torch.add(x, larger, out=out[part])
+
+
+def _parts(conv: Conv2d, x: Tensor) -> Iterator[tuple[slice, Callable[[Tensor], Tensor]]]:
+    """Channels of x (C, H, W) that are normalised together, at most `ELEMENTS_AT_ONCE` numbers, and how they are."""
+    norm: Any = conv.norm
+    width = norm.num_channels // norm.num_groups
+    step = max(1, ELEMENTS_AT_ONCE // (width * x[0].numel()))
+    for first in range(0, norm.num_groups, step):
+        groups = min(step, norm.num_groups - first)
+        part = slice(first * width, (first + groups) * width)
+        yield part, functools.partial(_normalized, groups, norm.weight[part], norm.bias[part], norm.eps)
+
+
+def _normalized(groups: int, weight: Tensor, bias: Tensor, eps: float, x: Tensor) -> Tensor:
+    """(C, H, W) -> (C, H, W), by groups of channels."""
+    return F.group_norm(x[None], groups, weight, bias, eps)[0]
 
 
 def winograd(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -100,23 +141,20 @@ class _Winograd(torch.autograd.Function):
 def is_projection(conv: nn.Module, x: Tensor) -> bool:
     """Whether `to_channels_last` may stand for this convolution of `x`."""
     simple = is_mere(conv, Conv2d) and conv.norm is None and conv.activation is None and _is_simple(conv, 1)
-    return may_run_in_blocks(x) and compute_dtype(x) == x.dtype == torch.float32 and simple and x.is_contiguous()
+    return may_run_in_blocks(x) and compute_dtype(x) in SERVED and simple and x.is_contiguous()
 
 
 def to_channels_last(conv: Conv2d, x: Tensor) -> Tensor:
     """A 1 x 1 convolution (B, C, H, W) -> (B, C', H, W), from channels before pixels to pixels before channels."""
-    pixels = torch.matmul(x.flatten(2).transpose(1, 2), conv.weight.flatten(1).T)  # (B, H*W, C')
-    if conv.bias is not None:
-        pixels += conv.bias
-    return pixels.unflatten(1, x.shape[-2:]).permute(0, 3, 1, 2)
-
-
-def _project(conv: Conv2d, x: Tensor) -> Tensor:
-    """A 1 x 1 convolution (B, C, H, W) -> (B, C', H, W), from any order to channels before pixels."""
-    result = x.new_empty(len(x), conv.out_channels, *x.shape[-2:])
-    for image, out in zip(x.flatten(2), result.flatten(2), strict=True):
-        torch.mm(conv.weight.flatten(1), image, out=out)
-    return result if conv.bias is None else result.add_(conv.bias[:, None, None])
+    dtype = compute_dtype(x)
+    weight, bias = conv.weight.flatten(1).to(dtype), None if conv.bias is None else conv.bias.to(dtype)
+    result = x.new_empty(len(x), *x.shape[-2:], conv.out_channels, dtype=dtype)
+    # Image by image: a product of a batch would copy what keeps its channels first.
+    for image, out in zip(x.to(dtype).flatten(2), result.flatten(1, 2), strict=True):
+        torch.mm(image.T, weight.T, out=out)
+        if bias is not None:
+            out += bias
+    return result.permute(0, 3, 1, 2)
 
 
 def _norm(conv: Conv2d, x: Tensor) -> Tensor:

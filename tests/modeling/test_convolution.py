@@ -107,13 +107,40 @@ def test_a_pytorch_without_nnpack_keeps_its_convolutions(monkeypatch):
     assert not serves(*pyramid_step(), torch.zeros(1, 8, 4, 4))
 
 
-def test_autocast_and_hooks_leave_it_to_the_convolutions():
+@needs_nnpack
+@torch.no_grad()
+def test_parts_of_the_channels_are_normalised_as_all_of_them(monkeypatch):
+    lateral, smooth = pyramid_step()
+    features, coarse = torch.randn(2, 8, 21, 18), torch.randn(2, 16, 11, 9)
+    whole = smoothed_sum(lateral, smooth, features, coarse)
+    for elements in (1, 3 * 4 * 21 * 18):  # one group of channels at a time, and three, which leave one over
+        monkeypatch.setattr(convolution, "ELEMENTS_AT_ONCE", elements)
+        torch.testing.assert_close(smoothed_sum(lateral, smooth, features, coarse), whole)
+
+
+@needs_nnpack
+@torch.no_grad()
+def test_under_autocast_the_product_alone_is_in_bfloat16():
+    lateral, smooth = pyramid_step(norm=nn.GroupNorm(4, 16))
+    features, coarse = torch.randn(2, 8, 21, 18), torch.randn(2, 16, 11, 9)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert serves(lateral, smooth, features) and serves(lateral, smooth, features.bfloat16())
+        assert not serves(lateral, smooth, features.half())
+        got = smoothed_sum(lateral, smooth, features, coarse)
+    rounded = F.conv2d(features.bfloat16(), lateral.weight.bfloat16()).float()
+    resized = F.interpolate(coarse, (21, 18), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(got, smooth(lateral.norm(rounded) + resized), atol=2e-5, rtol=1e-5)
+
+
+def test_gradients_under_autocast_and_hooks_leave_it_to_the_convolutions(monkeypatch):
+    monkeypatch.setattr(convolution, "CHANNELS", 16)
+    monkeypatch.setattr(convolution, "PIXELS", 16)
     lateral, smooth = pyramid_step()
     features = torch.zeros(1, 8, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not serves(lateral, smooth, features)
     with torch.no_grad():
         assert not serves(lateral, smooth, features.double())
-        with torch.autocast("cpu", torch.bfloat16):
-            assert not serves(lateral, smooth, features)
         smooth.norm.register_forward_hook(lambda *args: None)
         assert not serves(lateral, smooth, features)
 
@@ -125,4 +152,7 @@ def test_a_projection_turns_channels_to_the_end():
     got = to_channels_last(conv, x)
     torch.testing.assert_close(got, conv(x))
     assert got.is_contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert convolution.is_projection(conv, x)
+        torch.testing.assert_close(to_channels_last(conv, x), conv(x), atol=0.02, rtol=0.02)
     assert not convolution.is_projection(conv, x.contiguous(memory_format=torch.channels_last))

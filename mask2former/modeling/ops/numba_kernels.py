@@ -22,7 +22,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from .vector_loops import gather_rows, scatter_rows
+from .vector_loops import gather_bfloat16_rows, gather_rows, scatter_rows
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def forward(value: Tensor, shapes: Shapes, points: Tensor, weights: Tensor | Non
     batch, _, heads, channels = value.shape
     queries = points.shape[1]
     out = torch.empty(batch, queries, heads * channels)
-    arguments = _arguments(value, shapes, points, weights, reference)
+    arguments = (_rows(value), *_arguments(shapes, points, weights, reference))
     in_threads(_forward, batch * heads * -(-queries // BLOCK), points.numel(), (*arguments, out.numpy()))
     return out
 
@@ -81,23 +81,29 @@ def backward(
     grad_value = torch.zeros(value.shape)
     columns = points.shape[2] + (0 if weights is None else weights.shape[2])
     grad_inputs = torch.empty(*points.shape[:2], columns)
-    arguments = _arguments(value, shapes, points, weights, reference)
+    arguments = (_array(value), *_arguments(shapes, points, weights, reference))
     outputs = (_array(grad), grad_value.numpy(), grad_inputs.numpy())
     in_threads(_backward, value.shape[0] * value.shape[2], points.numel(), (*arguments, *outputs))
     return grad_value, grad_inputs
 
 
-def _arguments(
-    value: Tensor, shapes: Shapes, points: Tensor, weights: Tensor | None, reference: Tensor | None
-) -> tuple:
-    """The kernels' common arguments: value, levels, points, weights and their first column, reference, fused."""
+def _arguments(shapes: Shapes, points: Tensor, weights: Tensor | None, reference: Tensor | None) -> tuple:
+    """The kernels' common arguments: levels, points, weights and their first column, reference, fused."""
     sizes = np.array(shapes, dtype=np.int64).reshape(-1, 2)
     levels = np.column_stack([sizes, np.cumsum(sizes.prod(1)) - sizes.prod(1)]).astype(np.int32)
     at = _array(points)
     if weights is None:
         assert reference is not None
-        return _array(value), levels, at, at, at.shape[2] // 3 * 2, _array(reference), True
-    return _array(value), levels, at, _array(weights), 0, np.zeros((1, 2), np.float32), False
+        return levels, at, at, at.shape[2] // 3 * 2, _array(reference), True
+    return levels, at, _array(weights), 0, np.zeros((1, 2), np.float32), False
+
+
+def _rows(value: Tensor) -> np.ndarray:
+    """The values as they are if they are bfloat16, by their bits, which NumPy takes for whole numbers; else float32."""
+    by_head = value.detach().transpose(1, 2).contiguous()
+    if value.dtype == torch.bfloat16:
+        return by_head.view(torch.uint16).numpy()
+    return _array(by_head)
 
 
 def _array(x: Tensor) -> np.ndarray:
@@ -128,7 +134,7 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
 @compiled
 def _forward(first, last, value, levels, points, weights, column, reference, fused, out):
     """Items are (image, head, block of queries); one head after another, its part of the values stays in the cache."""
-    _, pixels, heads, channels = value.shape
+    _, heads, pixels, channels = value.shape
     queries = points.shape[1]
     count = (weights.shape[2] - column) // heads
     size = count * BLOCK
@@ -145,16 +151,13 @@ def _forward(first, last, value, levels, points, weights, column, reference, fus
             _softmax(attention, length, count, scratch)
         _corners(grid, place, attention, length * count, index, weight)
         for i in range(length):
-            gather_rows(
-                out.ctypes.data + 4 * channels * ((image * queries + start + i) * heads + head),
-                value.ctypes.data + 4 * channels * (image * pixels * heads + head),
-                index.ctypes.data + 4 * i * count,
-                weight.ctypes.data + 4 * i * count,
-                size,
-                count,
-                channels,
-                heads * channels,
-            )
+            into = out.ctypes.data + 4 * channels * ((image * queries + start + i) * heads + head)
+            rows = value.ctypes.data + value.itemsize * channels * (image * heads + head) * pixels
+            at, by = index.ctypes.data + 4 * i * count, weight.ctypes.data + 4 * i * count
+            if value.itemsize == 2:
+                gather_bfloat16_rows(into, rows, at, by, size, count, channels, channels)
+            else:
+                gather_rows(into, rows, at, by, size, count, channels, channels)
 
 
 @compiled

@@ -7,6 +7,7 @@ sample, lie `stride` elements apart.
 Numba's cache on disk watches the file of the compiled function only: after a change here, touch `numba_kernels.py`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -26,29 +27,35 @@ _CONTRACT = ("contract", "reassoc")
 @intrinsic
 def gather_rows(typingctx, out, value, index, weight, stride, points, channels, row):
     """out[:channels] = sum over points and corners of weight * value[index * row :][:channels]."""
+    return _definition(8, functools.partial(_gather, _float32_vector))
 
-    def emit(builder: ir.IRBuilder, args: list[ir.Value]) -> None:
-        out, value, index, weight, stride, points, channels, row = args
 
-        def chunk(start: ir.Value, lanes: int, vectors: int) -> None:
-            zero = ir.Constant(ir.VectorType(_FLOAT, lanes), [0.0] * lanes)
-            sums = [cgutils.alloca_once_value(builder, zero) for _ in range(vectors)]
-            for total in sums:
-                builder.store(zero, total)
-            with cgutils.for_range(builder, points) as point:
-                for corner in range(CORNERS):
-                    at, factor = _corner(builder, index, weight, stride, point.index, corner, lanes)
-                    source = builder.add(start, builder.mul(at, row))
-                    for number, total in enumerate(sums):
-                        samples = builder.load(_vector(builder, value, source, number, lanes), align=4)
-                        product = builder.fmul(factor, samples, flags=_CONTRACT)
-                        builder.store(builder.fadd(builder.load(total), product, flags=_CONTRACT), total)
-            for number, total in enumerate(sums):
-                builder.store(builder.load(total), _vector(builder, out, start, number, lanes), align=4)
+@intrinsic
+def gather_bfloat16_rows(typingctx, out, value, index, weight, stride, points, channels, row):
+    """`gather_rows` of values in bfloat16; sums and result are float32."""
+    return _definition(8, functools.partial(_gather, _bfloat16_vector))
 
-        _in_chunks(builder, channels, chunk)
 
-    return _definition(8, emit)
+def _gather(load: Callable[..., ir.Value], builder: ir.IRBuilder, args: list[ir.Value]) -> None:
+    out, value, index, weight, stride, points, channels, row = args
+
+    def chunk(start: ir.Value, lanes: int, vectors: int) -> None:
+        zero = ir.Constant(ir.VectorType(_FLOAT, lanes), [0.0] * lanes)
+        sums = [cgutils.alloca_once_value(builder, zero) for _ in range(vectors)]
+        for total in sums:
+            builder.store(zero, total)
+        with cgutils.for_range(builder, points) as point:
+            for corner in range(CORNERS):
+                at, factor = _corner(builder, index, weight, stride, point.index, corner, lanes)
+                source = builder.add(start, builder.mul(at, row))
+                for number, total in enumerate(sums):
+                    samples = load(builder, value, source, number, lanes)
+                    product = builder.fmul(factor, samples, flags=_CONTRACT)
+                    builder.store(builder.fadd(builder.load(total), product, flags=_CONTRACT), total)
+        for number, total in enumerate(sums):
+            builder.store(builder.load(total), _vector(builder, out, start, number, lanes), align=4)
+
+    _in_chunks(builder, channels, chunk)
 
 
 @intrinsic
@@ -134,6 +141,19 @@ def _element(builder: ir.IRBuilder, address: ir.Value, offset: ir.Value, kind: i
 def _vector(builder: ir.IRBuilder, address: ir.Value, start: ir.Value, number: int, lanes: int) -> ir.Value:
     place = _element(builder, address, builder.add(start, ir.Constant(_INT, number * lanes)), _FLOAT)
     return builder.bitcast(place, ir.VectorType(_FLOAT, lanes).as_pointer())
+
+
+def _float32_vector(builder: ir.IRBuilder, address: ir.Value, start: ir.Value, number: int, lanes: int) -> ir.Value:
+    return builder.load(_vector(builder, address, start, number, lanes), align=4)
+
+
+def _bfloat16_vector(builder: ir.IRBuilder, address: ir.Value, start: ir.Value, number: int, lanes: int) -> ir.Value:
+    """bfloat16 is the upper half of a float32."""
+    place = _element(builder, address, builder.add(start, ir.Constant(_INT, number * lanes)), ir.IntType(16))
+    halves = builder.load(builder.bitcast(place, ir.VectorType(ir.IntType(16), lanes).as_pointer()), align=2)
+    whole = ir.VectorType(ir.IntType(32), lanes)
+    shifted = builder.shl(builder.zext(halves, whole), ir.Constant(whole, [16] * lanes))
+    return builder.bitcast(shifted, ir.VectorType(_FLOAT, lanes))
 
 
 def _sum(builder: ir.IRBuilder, vector: ir.Value, lanes: int) -> ir.Value:

@@ -40,7 +40,7 @@ def serves(layer: "DeformableEncoderLayer") -> bool:
 def encode(
     layers: "Sequence[DeformableEncoderLayer]", pixels: Tensor, position: Tensor, centers: Tensor, shapes: "Shapes"
 ) -> Tensor:
-    """All layers; matrix products in the type of autocast, sums, norms and sampling in float32.
+    """All layers; matrix products in the type of autocast, sums and norms in float32.
 
     Args:
         pixels: (B, S, C), overwritten.
@@ -55,7 +55,7 @@ def encode(
     pixels = pixels.float()
     batch, total, _ = pixels.shape
     with torch.autocast("cpu", enabled=False):
-        value = torch.empty_like(pixels)
+        value = torch.empty_like(pixels, dtype=dtype)  # sampled as the product gives them
         attention = layers[0].self_attn
         columns = attention.sampling_offsets.out_features + attention.attention_weights.out_features
         projected = pixels.new_empty(batch, total, columns)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..layers import MLP, Attention, projection
 from ..position_encoding import sine_position_encoding
 from .build import TRANSFORMER_DECODER_REGISTRY
-from .prediction import Prediction
+from .prediction import Prediction, mask_logits
 
 NUM_LEVELS = 3
 
@@ -160,7 +160,7 @@ def attention_mask(mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:
     Returns:
         (B, 1, Q, S) bool, True where the query may look; one mask for all heads.
     """
-    inside = mask_embeddings @ mask_features >= 0  # the logit of probability one half
+    inside = mask_logits(mask_embeddings, mask_features) >= 0  # the logit of probability one half
     return (inside | ~inside.any(-1, keepdim=True))[:, None]
 
 
