@@ -171,12 +171,17 @@ class MaskFormer(nn.Module):
     def predictions(self, images: Tensor) -> dict[str, Any]:
         """What the queries predict for normalised images (B, 3, H, W); see the head."""
         # Batch statistics of channels-last tensors lose a digit and a half on the CPU, where torch sums them naively.
-        if not (self.training and images.device.type == "cpu"):
+        if not (images.device.type == "cpu" and self._takes_batch_statistics()):
             images = images.contiguous(memory_format=torch.channels_last)
         if self.training or self.precision == "float32":
             return self.sem_seg_head(self.backbone(images))
         with torch.autocast(images.device.type, torch.bfloat16):
             return self.sem_seg_head(self.backbone(images))
+
+    def _takes_batch_statistics(self) -> bool:
+        """Whether a batch norm is trained, here and now."""
+        norms = (module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+        return any(norm.training for norm in norms)
 
     def normalized(self, sample: dict[str, Any]) -> Tensor:
         """The image on the model's device, with zero mean and unit deviation; (3, H, W) float32."""

@@ -92,6 +92,42 @@ class _Linear(torch.autograd.Function):
         return grad_x, grad.T @ x if by_weight else None, grad.sum(0) if by_bias else None, None
 
 
+def linear_of_sum(x: Tensor, addend: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A linear layer of x + addend; in training on the CPU the sum is made again for the gradient, not kept.
+
+    Args:
+        x: (B, R, C).
+        addend: (R, C).
+        weight: (C', C).
+
+    Returns:
+        (B, R, C').
+    """
+    dtypes = {compute_dtype(x), x.dtype, addend.dtype, weight.dtype}
+    if torch.is_grad_enabled() and is_ordinary(x) and dtypes == {torch.float32}:
+        result: Tensor = _LinearOfSum.apply(x, addend, weight, bias)
+        return result
+    return F.linear(x + addend, weight, bias)
+
+
+class _LinearOfSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, addend: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, addend, weight)
+        return F.linear(x + addend, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, addend, weight = ctx.saved_tensors
+        by_x, by_addend, by_weight, by_bias = ctx.needs_input_grad
+        rows = grad.flatten(0, 1)
+        grad_x = grad @ weight if by_x or by_addend else None
+        grad_addend = grad_x.sum(0) if by_addend and grad_x is not None else None
+        grad_weight = rows.T @ (x + addend).flatten(0, 1) if by_weight else None
+        return grad_x if by_x else None, grad_addend, grad_weight, rows.sum(0) if by_bias else None
+
+
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
     """Rows (R, C) by weights (C', C)."""
     weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), len(x))

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mask2former.modeling import packed_linear as module
-from mask2former.modeling.packed_linear import linear, may_run_in_blocks, packed_linear
+from mask2former.modeling.packed_linear import linear, linear_of_sum, may_run_in_blocks, packed_linear
 
 
 @pytest.mark.parametrize("onednn", [True, False])
@@ -82,3 +82,24 @@ def test_layers_with_hooks_and_autocast_run_as_they_are(monkeypatch):
     layer.register_forward_hook(lambda *args: calls.append(1))
     linear(layer, torch.randn(5, 8))
     assert calls
+
+
+def test_a_layer_of_a_sum_has_its_gradients_and_keeps_no_sum():
+    layer, x, addend = nn.Linear(24, 40), torch.randn(2, 33, 24, requires_grad=True), torch.randn(33, 24)
+    addend.requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: kept.append(saved) or saved, lambda saved: saved):
+        got = linear_of_sum(x, addend, layer.weight, layer.bias)
+    assert sorted(map(id, kept)) == sorted(map(id, (x, addend, layer.weight)))
+    upstream = torch.randn_like(got)
+    gradients = torch.autograd.grad(got, [x, addend, *layer.parameters()], upstream)
+    expected = torch.autograd.grad(layer(x + addend), [x, addend, *layer.parameters()], upstream)
+    for ours, theirs in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
+
+
+def test_a_layer_of_a_sum_gives_gradients_to_those_who_ask():
+    x, addend, weight, bias = torch.randn(1, 3, 4), torch.randn(3, 4), torch.randn(5, 4), torch.randn(5)
+    addend.requires_grad_()
+    linear_of_sum(x, addend, weight, bias).sum().backward()
+    torch.testing.assert_close(addend.grad, weight.sum(0).expand(3, 4))

@@ -129,14 +129,15 @@ def test_attention_is_the_published_sequence_of_projections():
     for parameter in attention.parameters():
         torch.nn.init.normal_(parameter)
     shapes = ((3, 4), (2, 2))
-    pixels, queries = torch.randn(2, 16, 16), torch.randn(2, 16, 16)
+    pixels, position = torch.randn(2, 16, 16), torch.randn(16, 16)
+    queries = pixels + position
     centers = pixel_centers(shapes, torch.device("cpu"))
     offsets = attention.sampling_offsets(queries).reshape(2, 16, 2, 2, 4, 2)
     locations = centers[None, :, None, None, None] + offsets / torch.tensor([[4.0, 3.0], [2.0, 2.0]])[:, None]
     weights = attention.attention_weights(queries).reshape(2, 16, 2, 8).softmax(-1).reshape(2, 16, 2, 2, 4)
     value = attention.value_proj(pixels).reshape(2, 16, 2, 8)
     expected = attention.output_proj(ms_deform_attn(value, shapes, locations, weights, "reference"))
-    torch.testing.assert_close(attention(queries, pixels, centers, shapes), expected, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(attention(pixels, position, centers, shapes), expected, atol=1e-3, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -147,7 +148,7 @@ def test_an_encoder_layer_adds_and_normalises_twice():
     shapes = ((3, 4), (2, 2))
     pixels, position = torch.randn(2, 16, 16), torch.randn(16, 16)
     centers = pixel_centers(shapes, torch.device("cpu"))
-    first = layer.norm1(pixels + layer.self_attn(pixels + position, pixels, centers, shapes))
+    first = layer.norm1(pixels + layer.self_attn(pixels, position, centers, shapes))
     expected = layer.norm2(first + layer.linear2(layer.linear1(first).relu()))
     torch.testing.assert_close(layer(pixels, position, centers, shapes), expected, atol=1e-4, rtol=1e-4)
 

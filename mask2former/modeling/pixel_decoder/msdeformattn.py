@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .. import convolution
 from ..ops import ms_deform_attn_projected
-from ..packed_linear import linear, may_run_in_blocks
+from ..packed_linear import linear, linear_of_sum, may_run_in_blocks
 from ..position_encoding import cached_per_shape, sine_position_encoding
 from . import encoder_blocks
 
@@ -205,7 +205,7 @@ class DeformableEncoderLayer(nn.Module):
         Returns:
             (B, S, C).
         """
-        pixels = self.norm1(pixels + self._drop(self.self_attn(pixels + position, pixels, centers, shapes)))
+        pixels = self.norm1(pixels + self._drop(self.self_attn(pixels, position, centers, shapes)))
         hidden = self._drop(linear(self.linear1, pixels, relu=True))
         return self.norm2(pixels + self._drop(linear(self.linear2, hidden)))
 
@@ -242,23 +242,23 @@ class MSDeformAttn(nn.Module):
         with torch.no_grad():
             self.sampling_offsets.bias.copy_(steps.reshape(-1))
 
-    def forward(self, queries: Tensor, pixels: Tensor, centers: Tensor, shapes: Shapes) -> Tensor:
+    def forward(self, pixels: Tensor, position: Tensor, centers: Tensor, shapes: Shapes) -> Tensor:
         """
         Args:
-            queries: (B, Q, C).
-            pixels: (B, S, C), what is sampled.
-            centers: (Q, 2), the point in [0, 1] x [0, 1] around which each query looks.
+            pixels: (B, S, C), what is sampled; with their position, the queries.
+            position: (S, C).
+            centers: (S, 2), the point in [0, 1] x [0, 1] around which each query looks.
             shapes: (h, w) of each level.
 
         Returns:
-            (B, Q, C).
+            (B, S, C).
         """
         batch, total, channels = pixels.shape
         value = linear(self.value_proj, pixels).reshape(batch, total, self.heads, channels // self.heads)
         # Two projections of the same queries, as one matrix product.
         weight = torch.cat([self.sampling_offsets.weight, self.attention_weights.weight])
         bias = torch.cat([self.sampling_offsets.bias, self.attention_weights.bias])
-        projected = F.linear(queries, weight, bias)
+        projected = linear_of_sum(pixels, position, weight, bias)
         return linear(self.output_proj, ms_deform_attn_projected(value, shapes, centers, projected))
 
 
