@@ -23,6 +23,7 @@ from detectron2.modeling import build_model
 from detectron2.projects.deeplab import add_deeplab_config
 
 from mask2former import add_maskformer2_config
+from mask2former.checkpoint import Mask2FormerCheckpointer
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = {
@@ -50,11 +51,19 @@ def fill_module() -> ModuleType:
     return module
 
 
-def build(config: str, *options: Any) -> torch.nn.Module:
-    """A model in evaluation mode: `config` is a name in `CONFIGS` or a path."""
+def build(config: str, *options: Any, weights: str | None = None) -> torch.nn.Module:
+    """A model in evaluation mode.
+
+    Args:
+        config: a name in `CONFIGS` or a path.
+        weights: a checkpoint; by default the weights are the tests'.
+    """
     logging.disable(logging.WARNING)
     path = ROOT / "configs" / CONFIGS[config] if config in CONFIGS else Path(config)
     model = build_model(configuration(path, *options))
+    if weights:
+        Mask2FormerCheckpointer(model).load(weights)
+        return model.eval()
     return fill_module().fill_(model).eval()
 
 

@@ -3,14 +3,19 @@
 python benchmarks/inference.py --config r50 --size 800 1088
 python benchmarks/inference.py --config swin_t --against transformers
 python benchmarks/inference.py --batches 1 2 4 8 --size 320 480
+python benchmarks/inference.py --config configs/shapes/panoptic.yaml --weights output/shapes/model_final.pth \\
+    --images datasets/shapes/val/images/*.jpg --size 144 192      what bfloat16 changes in a trained model
 """
 
+from collections import defaultdict
 from functools import partial
 from typing import Any
 
+import cv2
 import torch
 from against_transformers import Transformers, apart
 from common import CONFIGS, Worker, alternate, arguments, build, image, matmul_rate, report
+from detectron2.data.detection_utils import read_image
 from plain import PlainModel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,6 +26,8 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--config", default="r50", help=f"{', '.join(CONFIGS)}, or a config file")
     parser.add_argument("--size", type=int, nargs=2, default=(800, 1088), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--weights", help="a checkpoint; by default the tests' untrained weights")
+    parser.add_argument("--images", nargs="+", help="files, resized to --size; by default one made up")
     parser.add_argument("--output", type=int, nargs=2, help="size of the results; by default the image's")
     parser.add_argument("--against", choices=["plain", "transformers"], default="plain")
     parser.add_argument("--batches", type=int, nargs="+", help="throughput of batches of mixed sizes instead")
@@ -37,52 +44,60 @@ def main() -> None:
 
 
 class Ours:
-    """This model, for one image."""
+    """This model, image by image."""
 
     def __init__(self, args: Any, precision: str) -> None:
-        self.model = build(args.config, PRECISION, precision)
-        self.sample = sample_of(args)
+        self.model = build(args.config, PRECISION, precision, weights=args.weights)
+        self.samples = samples_of(args)
 
     @torch.inference_mode()
-    def run(self) -> dict[str, Any]:
-        return self.model([self.sample])[0]
+    def run(self) -> list[dict[str, Any]]:
+        return [self.model([sample])[0] for sample in self.samples]
 
     def results(self) -> dict[str, torch.Tensor]:
         return comparable(self.run())
 
     @torch.inference_mode()
     def logits(self) -> dict[str, torch.Tensor]:
-        """Classes (1, Q, K + 1) and masks (1, Q, H, W) of the last layer."""
-        outputs = self.model.predictions(self.model.normalized(self.sample)[None])
-        return {name: outputs[name] for name in ("pred_logits", "pred_masks")}
+        """Classes (B, Q, K + 1) and masks (B, Q, H, W) of the last layer."""
+        outputs = [self.model.predictions(self.model.normalized(sample)[None]) for sample in self.samples]
+        return {name: torch.cat([output[name] for output in outputs]) for name in ("pred_logits", "pred_masks")}
 
     @torch.no_grad()
     def flops(self) -> int:
         """Of all matrix products and convolutions of one forward pass; a multiply-add is two."""
         self.model.requires_grad_(False)  # the counter looks for gradients' functions
         with FlopCounterMode(display=False) as counter:
-            self.model.predictions(self.model.normalized(self.sample)[None])
+            for sample in self.samples:
+                self.model.predictions(self.model.normalized(sample)[None])
         return counter.get_total_flops()
 
 
 class Plain:
-    """The published order of operations, for the same image."""
+    """The published order of operations, for the same images."""
 
     def __init__(self, args: Any) -> None:
-        self.model = PlainModel(build(args.config))
-        self.sample = sample_of(args)
+        self.model = PlainModel(build(args.config, weights=args.weights))
+        self.samples = samples_of(args)
 
     @torch.inference_mode()
-    def run(self) -> dict[str, Any]:
-        return self.model([self.sample])[0]
+    def run(self) -> list[dict[str, Any]]:
+        return [self.model([sample])[0] for sample in self.samples]
 
     def results(self) -> dict[str, torch.Tensor]:
         return comparable(self.run())
 
 
-def sample_of(args: Any) -> dict[str, Any]:
-    height, width = args.output or args.size
-    return {"image": image(*args.size), "height": height, "width": width}
+def samples_of(args: Any) -> list[dict[str, Any]]:
+    """What the model is given, an entry for each image."""
+    height, width = args.size
+    out_height, out_width = args.output or args.size
+    if args.images:
+        pixels = [cv2.resize(read_image(path, "RGB"), (width, height)) for path in args.images]
+        images = [torch.from_numpy(picture).permute(2, 0, 1).contiguous() for picture in pixels]
+    else:
+        images = [image(height, width)]
+    return [{"image": picture, "height": out_height, "width": out_width} for picture in images]
 
 
 def compare(args: Any) -> None:
@@ -90,7 +105,7 @@ def compare(args: Any) -> None:
     if args.against == "plain":
         theirs = Worker(Plain, args)
     else:
-        theirs = Worker(Transformers, args.config, sample_of(args))
+        theirs = Worker(Transformers, args.config, samples_of(args)[0])
     with theirs, Worker(Ours, args, "float32") as precise, Worker(Ours, args, "bfloat16") as fast:
         measured = alternate({args.against: theirs, "float32": precise, "bfloat16": fast}, args.repeats)
         expected, results, logits = theirs.ask("results"), precise.ask("results"), precise.ask("logits")
@@ -122,19 +137,20 @@ def compare(args: Any) -> None:
     )
 
 
-def comparable(result: dict[str, Any]) -> dict[str, torch.Tensor]:
+def comparable(results: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """What both sides' results are compared by: labels and segments of the pixels, sorted scores of the instances."""
-    found = {}
-    if "sem_seg" in result:
-        labels = result["sem_seg"]
-        found["semantic"] = labels if labels.dim() == 2 else labels.argmax(0)
-    if "panoptic_seg" in result:
-        found["panoptic"] = result["panoptic_seg"][0]
-    if "instances" in result:
-        instances = result["instances"]
-        scores = instances["scores"] if isinstance(instances, dict) else instances.scores
-        found["scores"] = scores.sort(descending=True)[0]
-    return found
+    found: dict[str, list[torch.Tensor]] = defaultdict(list)
+    for result in results:
+        if "sem_seg" in result:
+            labels = result["sem_seg"]
+            found["semantic"].append((labels if labels.dim() == 2 else labels.argmax(0)).flatten())
+        if "panoptic_seg" in result:
+            found["panoptic"].append(result["panoptic_seg"][0].flatten())
+        if "instances" in result:
+            instances = result["instances"]
+            scores = instances["scores"] if isinstance(instances, dict) else instances.scores
+            found["scores"].append(scores.sort(descending=True)[0])
+    return {name: torch.cat(parts) for name, parts in found.items()}
 
 
 def agree(expected: dict[str, torch.Tensor], result: dict[str, torch.Tensor]) -> str:

@@ -87,6 +87,18 @@ def test_a_training_step_gives_weighted_losses_and_gradients(precision):
     assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
+@pytest.mark.parametrize(("norm", "layout"), [("FrozenBN", torch.channels_last), ("BN", torch.contiguous_format)])
+def test_channels_come_last_in_training_unless_a_batch_norm_learns(norm, layout):
+    model = _model("MODEL.RESNETS.NORM", norm)
+    seen = []
+    model.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    model([_sample([0, 3])])
+    model.eval()([_sample([0, 3])])
+    training, inference = seen
+    assert training.is_contiguous(memory_format=layout)
+    assert inference.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_bfloat16_losses_follow_float32():
     model, batch, totals = _model().train(), [_sample([0, 3]), _sample([1, 1])], []
     for enabled in (False, True):
