@@ -34,11 +34,13 @@ CONFIGS = {
 }
 
 
-def arguments(description: str) -> argparse.ArgumentParser:
-    """A parser with what every benchmark takes."""
+def arguments(description: str, *, gpu: bool = False) -> argparse.ArgumentParser:
+    """A parser with what every benchmark takes, and `--device` for those that can run on a GPU."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--repeats", type=int, default=3, help="measurements of each side, taken in turn")
     parser.add_argument("--threads", type=int, default=0, help="0: as many as PyTorch chooses")
+    if gpu:
+        parser.add_argument("--device", default="cpu", help="or cuda")
     parser.add_argument("--json", type=Path, help="write the table to this file as well")
     return parser
 
@@ -51,7 +53,7 @@ def fill_module() -> ModuleType:
     return module
 
 
-def build(config: str, *options: Any, weights: str | None = None) -> torch.nn.Module:
+def build(config: str, *options: Any, weights: str | None = None, device: str = "cpu") -> torch.nn.Module:
     """A model in evaluation mode.
 
     Args:
@@ -60,7 +62,7 @@ def build(config: str, *options: Any, weights: str | None = None) -> torch.nn.Mo
     """
     logging.disable(logging.WARNING)
     path = ROOT / "configs" / CONFIGS[config] if config in CONFIGS else Path(config)
-    model = build_model(configuration(path, *options))
+    model = build_model(configuration(path, *options, "MODEL.DEVICE", device))
     if weights:
         Mask2FormerCheckpointer(model).load(weights)
         return model.eval()
@@ -142,10 +144,23 @@ def _serve(connection: Connection, threads: int, make: Callable[..., Any], args:
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, float]:
-    """Seconds on the wall, and of all of this process's threads together."""
+    """Seconds on the wall, and of all of this process's threads together; a GPU has then done its work."""
+    settle()
     start = time.perf_counter(), time.process_time()
     run()
+    settle()
     return time.perf_counter() - start[0], time.process_time() - start[1]
+
+
+def settle() -> None:
+    """Wait for the GPU, where one is in use."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def clock(device: str) -> str:
+    """Which of the two measured times tells sides apart: CPU seconds on a shared machine, the wall's beside a GPU."""
+    return "wall" if device == "cuda" else "cpu"
 
 
 def alternate(sides: Mapping[str, Worker | Callable[[], Any]], repeats: int) -> dict[str, dict[str, float]]:
@@ -158,11 +173,12 @@ def alternate(sides: Mapping[str, Worker | Callable[[], Any]], repeats: int) -> 
     return {name: dict(zip(("wall", "cpu"), both, strict=True)) for name, both in medians.items()}
 
 
-def matmul_rate(dtype: torch.dtype = torch.float32, size: int = 2048) -> float:
-    """Multiply-adds count two: 1e9 operations per CPU second (of all threads) of a square matrix product."""
-    a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
+def matmul_rate(dtype: torch.dtype = torch.float32, device: str = "cpu") -> float:
+    """Multiply-adds count two: 1e9 operations per second of a square matrix product (see `clock`)."""
+    size = 2048 if device == "cpu" else 8192
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     measured = alternate({"matmul": lambda: a @ b}, 5)
-    return 2 * size**3 / measured["matmul"]["cpu"] / 1e9
+    return 2 * size**3 / measured["matmul"][clock(device)] / 1e9
 
 
 def report(title: str, rows: list[dict[str, Any]], path: Path | None) -> None:
@@ -180,6 +196,7 @@ def report(title: str, rows: list[dict[str, Any]], path: Path | None) -> None:
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "isa": torch.backends.cpu.get_cpu_capability(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         }
         path.write_text(json.dumps({"title": title, "machine": machine, "rows": rows}, indent=1))
 

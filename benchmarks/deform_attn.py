@@ -1,12 +1,14 @@
 """Deformable attention with the shapes of an 800x1088 image: the fused kernels against grid_sample.
 
 python benchmarks/deform_attn.py
+python benchmarks/deform_attn.py --device cuda --images 8
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from common import alternate, arguments, report
+from common import alternate, arguments, clock, report
 from torch import Tensor
 
 from mask2former.modeling.ops import ms_deform_attn_projected
@@ -14,50 +16,64 @@ from mask2former.modeling.pixel_decoder.msdeformattn import pixel_centers
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, gpu=True)
     parser.add_argument("--size", type=int, nargs=2, default=(800, 1088), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--images", type=int, default=1)
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     shapes = tuple((args.size[0] // stride, args.size[1] // stride) for stride in (32, 16, 8))
+    rows = compare(args, shapes, torch.float32)
+    if args.device == "cuda":
+        rows += compare(args, shapes, torch.bfloat16)
     pixels = sum(h * w for h, w in shapes)
+    report(f"{args.images} x {pixels} queries, 8 heads, 3 levels, 4 points", rows, args.json)
+
+
+def compare(args: Any, shapes: tuple[tuple[int, int], ...], dtype: torch.dtype) -> list[dict[str, Any]]:
+    """A row for each direction; values, offsets and logits of this type."""
+    pixels = sum(h * w for h, w in shapes)
+    device = torch.device(args.device)
     torch.manual_seed(0)
-    value = torch.randn(1, pixels, 8, 32, requires_grad=True)
-    projected = (torch.randn(1, pixels, 8 * 3 * 4 * 3) * 2).requires_grad_()
-    centers = pixel_centers(shapes, torch.device("cpu"))
+    value = torch.randn(args.images, pixels, 8, 32).to(device, dtype).requires_grad_()
+    projected = (torch.randn(args.images, pixels, 8 * 3 * 4 * 3) * 2).to(device, dtype).requires_grad_()
+    centers = pixel_centers(shapes, device)
+    fused = "triton" if args.device == "cuda" else "numba"
 
     def attend(backend: str) -> Tensor:
         return ms_deform_attn_projected(value, shapes, centers, projected, backend)
 
-    forward = {"reference": lambda: attend("reference"), "numba": lambda: attend("numba")}
+    forward = {name: lambda name=name: attend(name) for name in ("reference", fused)}
     with torch.no_grad():
-        expected, fused = (run() for run in forward.values())
+        expected, result = (run().float() for run in forward.values())
         # Means: the slope of a bilinear sample jumps at pixel centres, where rounding decides.
-        difference = float((expected - fused).abs().mean() / expected.abs().mean())
+        difference = {"forward": mean_difference(expected, result)}
         measured = {"forward": alternate(forward, args.repeats)}
     outputs = {name: run() for name, run in forward.items()}
-    gradient = torch.randn_like(outputs["numba"])
+    gradient = torch.randn_like(outputs[fused])
 
     def back(name: str) -> Callable[[], tuple[Tensor, ...]]:
         return lambda: torch.autograd.grad(outputs[name], (value, projected), gradient, retain_graph=True)
 
     backward = {name: back(name) for name in outputs}
-    apart = max(
-        float((a - b).abs().mean() / a.abs().mean())
-        for a, b in zip(backward["reference"](), backward["numba"](), strict=True)
-    )
+    pairs = zip(backward["reference"](), backward[fused](), strict=True)
+    difference["backward"] = max(mean_difference(a, b) for a, b in pairs)
     measured["backward"] = alternate(backward, args.repeats)
-    rows = [
+    unit = clock(args.device)
+    return [
         {
-            "what": what,
-            "grid_sample cpu s": times["reference"]["cpu"],
-            "fused cpu s": times["numba"]["cpu"],
-            "times faster": times["reference"]["cpu"] / times["numba"]["cpu"],
-            "mean difference": {"forward": difference, "backward": apart}[what],
+            "what": f"{what}, {dtype}".replace("torch.", ""),
+            f"grid_sample {unit} s": times["reference"][unit],
+            f"{fused} {unit} s": times[fused][unit],
+            "times faster": times["reference"][unit] / times[fused][unit],
+            "mean difference": difference[what],
         }
         for what, times in measured.items()
     ]
-    report(f"{pixels} queries, 8 heads, 3 levels, 4 points", rows, args.json)
+
+
+def mean_difference(expected: Tensor, result: Tensor) -> float:
+    return float((expected.float() - result.float()).abs().mean() / expected.float().abs().mean())
 
 
 if __name__ == "__main__":

@@ -3,18 +3,21 @@
 python benchmarks/inference.py --config r50 --size 800 1088
 python benchmarks/inference.py --config swin_t --against transformers
 python benchmarks/inference.py --batches 1 2 4 8 --size 320 480
+python benchmarks/inference.py --device cuda --batches 1 8 --compile
 python benchmarks/inference.py --config configs/shapes/panoptic.yaml --weights output/shapes/model_final.pth \\
     --images datasets/shapes/val/images/*.jpg --size 144 192      what bfloat16 changes in a trained model
 """
 
 from collections import defaultdict
+from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import cv2
 import torch
 from against_transformers import Transformers, apart
-from common import CONFIGS, Worker, alternate, arguments, build, image, matmul_rate, report
+from common import CONFIGS, Worker, alternate, arguments, build, clock, image, matmul_rate, report, settle
 from detectron2.data.detection_utils import read_image
 from plain import PlainModel
 from torch.utils.flop_counter import FlopCounterMode
@@ -23,7 +26,7 @@ PRECISION = "MODEL.MASK_FORMER.TEST.PRECISION"
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, gpu=True)
     parser.add_argument("--config", default="r50", help=f"{', '.join(CONFIGS)}, or a config file")
     parser.add_argument("--size", type=int, nargs=2, default=(800, 1088), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--weights", help="a checkpoint; by default the tests' untrained weights")
@@ -31,7 +34,16 @@ def main() -> None:
     parser.add_argument("--output", type=int, nargs=2, help="size of the results; by default the image's")
     parser.add_argument("--against", choices=["plain", "transformers"], default="plain")
     parser.add_argument("--batches", type=int, nargs="+", help="throughput of batches of mixed sizes instead")
-    parser.add_argument("--profile", action="store_true", help="where the time goes, by module and by operation")
+    parser.add_argument(
+        "--compile", action="store_true", help="with --batches: also by torch.compile, and all images of one size"
+    )
+    parser.add_argument(
+        "--profile",
+        nargs="?",
+        const="float32",
+        choices=("float32", "bfloat16"),
+        help="where the time goes, by module and by operation, in this precision",
+    )
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -47,7 +59,7 @@ class Ours:
     """This model, image by image."""
 
     def __init__(self, args: Any, precision: str) -> None:
-        self.model = build(args.config, PRECISION, precision, weights=args.weights)
+        self.model = build(args.config, PRECISION, precision, weights=args.weights, device=args.device)
         self.samples = samples_of(args)
 
     @torch.inference_mode()
@@ -61,7 +73,7 @@ class Ours:
     def logits(self) -> dict[str, torch.Tensor]:
         """Classes (B, Q, K + 1) and masks (B, Q, H, W) of the last layer."""
         outputs = [self.model.predictions(self.model.normalized(sample)[None]) for sample in self.samples]
-        return {name: torch.cat([output[name] for output in outputs]) for name in ("pred_logits", "pred_masks")}
+        return {name: torch.cat([output[name] for output in outputs]).cpu() for name in ("pred_logits", "pred_masks")}
 
     @torch.no_grad()
     def flops(self) -> int:
@@ -77,7 +89,7 @@ class Plain:
     """The published order of operations, for the same images."""
 
     def __init__(self, args: Any) -> None:
-        self.model = PlainModel(build(args.config, weights=args.weights))
+        self.model = PlainModel(build(args.config, weights=args.weights, device=args.device))
         self.samples = samples_of(args)
 
     @torch.inference_mode()
@@ -116,17 +128,18 @@ def compare(args: Any) -> None:
     else:
         agreement["float32"] = apart(logits, results["scores"], expected)
     limit = {
-        "float32": operations / matmul_rate() / 1e9,
-        "bfloat16": operations / matmul_rate(torch.bfloat16) / 1e9,
+        "float32": operations / matmul_rate(device=args.device) / 1e9,
+        "bfloat16": operations / matmul_rate(torch.bfloat16, args.device) / 1e9,
     }
+    unit = clock(args.device)
     rows = [
         {
             "side": name,
             "wall s": times["wall"],
             "cpu s": times["cpu"],
-            "times faster (cpu)": measured[args.against]["cpu"] / times["cpu"],
-            "limit cpu s": limit.get(name, ""),
-            "of limit": times["cpu"] / limit[name] if name in limit else "",
+            f"times faster ({unit})": measured[args.against][unit] / times[unit],
+            f"limit {unit} s": limit.get(name, ""),
+            "of limit": times[unit] / limit[name] if name in limit else "",
             "results agree": agreement.get(name, ""),
         }
         for name, times in measured.items()
@@ -150,7 +163,7 @@ def comparable(results: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
             instances = result["instances"]
             scores = instances["scores"] if isinstance(instances, dict) else instances.scores
             found["scores"].append(scores.sort(descending=True)[0])
-    return {name: torch.cat(parts) for name, parts in found.items()}
+    return {name: torch.cat(parts).cpu() for name, parts in found.items()}
 
 
 def agree(expected: dict[str, torch.Tensor], result: dict[str, torch.Tensor]) -> str:
@@ -189,17 +202,37 @@ def _certainty(masks: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def throughput(args: Any) -> None:
-    """Images per second of batches whose sizes are mixed: every third image is upright."""
-    model = build(args.config)
+    """Images per second of batches, and peak memory on a GPU; sizes are mixed, every third image is upright."""
+    sides: dict[str, Callable] = {"float32": build(args.config, device=args.device)}
+    if args.device == "cuda":
+        sides["bfloat16"] = build(args.config, PRECISION, "bfloat16", device=args.device)
+        plain = PlainModel(sides["float32"])
+        sides |= {"plain": plain, "plain in bfloat16": torch.autocast("cuda", torch.bfloat16)(plain)}
+    if args.compile:
+        sides["bfloat16 compiled"] = compiled = build(args.config, PRECISION, "bfloat16", device=args.device)
+        for part in (compiled.backbone, compiled.sem_seg_head):
+            part.compile(fullgraph=True, dynamic=False)
     height, width = args.size
+    unit = clock(args.device)
     rows = []
     for size in args.batches:
-        batch = [{"image": image(*((width, height) if i % 3 == 2 else (height, width)))} for i in range(size)]
-        measured = alternate(
-            {"batch": partial(model, batch), "singly": partial(one_by_one, model, batch)}, args.repeats
-        )
-        rows.append({"batch": size} | {f"{name} images/cpu s": size / times["cpu"] for name, times in measured.items()})
-    report(f"{args.config}, {height}x{width} and upright", rows, args.json)
+        upright = [i % 3 == 2 and not args.compile for i in range(size)]
+        batch = [{"image": image(*((width, height) if turned else (height, width)))} for turned in upright]
+        runs = {name: partial(model, batch) for name, model in sides.items()}
+        measured = alternate(runs | {"float32 singly": partial(one_by_one, sides["float32"], batch)}, args.repeats)
+        for name, times in measured.items():
+            rows.append({"batch": size, "side": name, f"images/{unit} s": size / times[unit]})
+            if args.device == "cuda" and name in runs:
+                rows[-1]["peak GB"] = gpu_peak(runs[name])
+    report(f"{args.config}, {height}x{width}{'' if args.compile else ' and upright'}", rows, args.json)
+
+
+def gpu_peak(run: Callable[[], Any]) -> float:
+    """GB of the GPU taken above what is taken now."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    return (torch.cuda.max_memory_allocated() - before) / 1e9
 
 
 def one_by_one(model: Any, batch: list[dict[str, Any]]) -> list[Any]:
@@ -209,25 +242,30 @@ def one_by_one(model: Any, batch: list[dict[str, Any]]) -> list[Any]:
 @torch.inference_mode()
 def profile(args: Any) -> None:
     """Seconds of the model's parts, then of operations."""
-    model = build(args.config)
+    model = build(args.config, PRECISION, args.profile, device=args.device)
     sample = {"image": image(*args.size)}
     head = model.sem_seg_head
+    half = torch.autocast(args.device, torch.bfloat16, enabled=args.profile == "bfloat16")
     batch = model.normalized(sample)[None].contiguous(memory_format=torch.channels_last)
-    features = model.backbone(batch)
-    mask_features, _, levels = head.pixel_decoder.forward_features(features)
+    with half:
+        features = model.backbone(batch)
+        mask_features, _, levels = head.pixel_decoder.forward_features(features)
     parts = {
-        "backbone": lambda: model.backbone(batch),
-        "pixel decoder": lambda: head.pixel_decoder.forward_features(features),
-        "transformer decoder": lambda: head.predictor(levels, mask_features),
+        "backbone": half(lambda: model.backbone(batch)),
+        "pixel decoder": half(lambda: head.pixel_decoder.forward_features(features)),
+        "transformer decoder": half(lambda: head.predictor(levels, mask_features)),
         "image to results": lambda: model([sample]),
     }
-    rows = [{"part": name, "cpu s": times["cpu"]} for name, times in alternate(parts, args.repeats).items()]
+    unit = clock(args.device)
+    rows = [{"part": name, f"{unit} s": times[unit]} for name, times in alternate(parts, args.repeats).items()]
     with torch.profiler.profile() as recorded:
         model([sample])
-    events = sorted(recorded.key_averages(), key=lambda event: -event.self_cpu_time_total)[:15]
-    total = sum(event.self_cpu_time_total for event in recorded.key_averages())
-    rows += [{"part": event.key, "share": event.self_cpu_time_total / total, "calls": event.count} for event in events]
-    report(f"{args.config}, {args.size[0]}x{args.size[1]}", rows, args.json)
+        settle()
+    spent = attrgetter("self_device_time_total" if args.device == "cuda" else "self_cpu_time_total")
+    events = sorted(recorded.key_averages(), key=spent, reverse=True)
+    total = sum(map(spent, events))
+    rows += [{"part": event.key, "share": spent(event) / total, "calls": event.count} for event in events[:15]]
+    report(f"{args.config}, {args.size[0]}x{args.size[1]}, {args.profile}", rows, args.json)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,8 @@ def plain_decoder(decoder: nn.Module, levels: list[Tensor], mask_features: Tenso
     for i, level in enumerate(levels):
         projected = decoder.input_proj[i](level)
         values = projected.flatten(2).transpose(1, 2) + decoder.level_embed.weight[i]
-        memory.append((values + sine_position_encoding(*projected.shape[2:], projected.shape[1]), values))
+        position = sine_position_encoding(*projected.shape[2:], projected.shape[1], values.device)
+        memory.append((values + position, values))
     batch = len(mask_features)
     queries = decoder.query_feat.weight.expand(batch, -1, -1)
     position = decoder.query_embed.weight.expand(batch, -1, -1)
@@ -175,7 +176,7 @@ def plain_results(model: MaskFormer, class_logits: Tensor, mask_logits: Tensor, 
         scores, pairs = probs[:, :-1].flatten().topk(model.test_topk_per_image, sorted=False)
         chosen, labels = masks[pairs // classes], pairs % classes
         if model.panoptic_on:
-            keep = torch.isin(labels, torch.tensor(sorted(model.thing_classes())))
+            keep = torch.isin(labels, torch.tensor(sorted(model.thing_classes()), device=labels.device))
             scores, chosen, labels = scores[keep], chosen[keep], labels[keep]
         inside = (chosen > 0).float()
         quality = (chosen.sigmoid() * inside).sum((1, 2)) / (inside.sum((1, 2)) + 1e-6)
@@ -188,7 +189,7 @@ def plain_panoptic(model: MaskFormer, probs: Tensor, masks: Tensor) -> tuple[Ten
     scores, labels = probs.max(-1)
     keep = (labels != probs.shape[1] - 1) & (scores > model.object_mask_threshold)
     scores, labels, masks = scores[keep], labels[keep], masks[keep].sigmoid()
-    ids = torch.zeros(masks.shape[1:], dtype=torch.int32)
+    ids = torch.zeros(masks.shape[1:], dtype=torch.int32, device=masks.device)
     segments: list[dict[str, Any]] = []
     if not len(scores):
         return ids, segments

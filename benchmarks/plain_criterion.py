@@ -19,7 +19,8 @@ def plain_losses(criterion: SetCriterion, outputs: dict[str, Any], targets: Targ
     """Unweighted losses of all layers, at the same random points as those of `criterion`."""
     targets = [target | {"masks": target["masks"].float()} for target in targets]
     layers = [outputs, *outputs["aux_outputs"]]
-    points = torch.rand(len(layers), len(targets), criterion.matcher.num_points, 2)
+    device = outputs["pred_logits"].device
+    points = torch.rand(len(layers), len(targets), criterion.matcher.num_points, 2, device=device)
     # `criterion` draws the points of all matchings first, so matching comes first here too.
     matches = [
         [_match(criterion, layer, b, target, points[n, b]) for b, target in enumerate(targets)]
@@ -57,12 +58,12 @@ def _match(
         dice = 1 - (2 * inside @ truth.T + 1) / (inside.sum(-1)[:, None] + truth.sum(-1) + 1)
         cost = matcher.cost_mask * entropy + matcher.cost_dice * dice
         cost = cost - matcher.cost_class * probs[:, target["labels"]]
-    return tuple(torch.as_tensor(index) for index in linear_sum_assignment(cost))
+    return tuple(torch.as_tensor(index, device=logits.device) for index in linear_sum_assignment(cost.cpu()))
 
 
 def _class_loss(criterion: SetCriterion, layer: dict[str, Any], targets: Targets, match: list[Any]) -> Tensor:
     logits = layer["pred_logits"].float()
-    classes = torch.full(logits.shape[:2], criterion.num_classes)
+    classes = torch.full(logits.shape[:2], criterion.num_classes, device=logits.device)
     for b, (queries, segments) in enumerate(match):
         classes[b, queries] = targets[b]["labels"][segments]
     return F.cross_entropy(logits.transpose(1, 2), classes, criterion.empty_weight)
@@ -76,9 +77,10 @@ def _mask_losses(
     truth = torch.cat([target["masks"][segments] for target, (_, segments) in zip(targets, match, strict=True)])
     with torch.no_grad():
         uncertain = int(criterion.importance_sample_ratio * criterion.num_points)
-        candidates = torch.rand(len(masks), int(criterion.num_points * criterion.oversample_ratio), 2)
+        device = masks.device
+        candidates = torch.rand(len(masks), int(criterion.num_points * criterion.oversample_ratio), 2, device=device)
         chosen = (-at_points(masks, candidates).abs()).topk(uncertain, 1).indices
-        others = torch.rand(len(masks), criterion.num_points - uncertain, 2)
+        others = torch.rand(len(masks), criterion.num_points - uncertain, 2, device=device)
         points = torch.cat([candidates.take_along_dim(chosen[..., None], 1), others], 1)
         wanted = at_points(truth, points)
     logits, count = at_points(masks, points), max(len(truth), 1)

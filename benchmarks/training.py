@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from common import CONFIGS, ROOT, Worker, alternate, arguments, build, image, report
+from common import CONFIGS, ROOT, Worker, alternate, arguments, build, clock, image, report
 from detectron2.structures import Instances
 from plain import PlainModel
 
@@ -27,7 +27,7 @@ SHAPES = ROOT / "configs" / "shapes" / "panoptic.yaml"
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, gpu=True)
     parser.add_argument("--config", default="r50", help=f"{', '.join(CONFIGS)}, or a config file")
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--images", type=int, default=2)
@@ -50,9 +50,10 @@ class Side:
     """Training steps of one side, by its name in `SIDES`."""
 
     def __init__(self, args: Any, name: str) -> None:
-        model = build(args.config, CHECKPOINTING, "checkpointed" in name).train()
+        model = build(args.config, CHECKPOINTING, "checkpointed" in name, device=args.device).train()
         self.model = PlainModel(model) if name == "plain" else model
         self.half = "bfloat16" in name
+        self.on_gpu = args.device == "cuda"
         self.samples = batch(args)
 
     def run(self) -> float:
@@ -61,6 +62,11 @@ class Side:
 
     def peak(self) -> int:
         """Bytes above the weights in the second step: the first fills caches and makes gradients, which stay."""
+        if self.on_gpu:
+            before = torch.cuda.memory_allocated()
+            for _ in range(2):
+                self.run()
+            return torch.cuda.max_memory_allocated() - before
         before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
         for _ in range(2):
             self.run()
@@ -76,12 +82,13 @@ def compare_time(args: Any) -> None:
         sides = {name: stack.enter_context(worker(args, name)) for name in SIDES[:3]}
         measured = alternate(sides, args.repeats)
         losses = {name: side.ask("run") for name, side in sides.items()}
+    unit = clock(args.device)
     rows = [
         {
             "side": name,
             "wall s": times["wall"],
             "cpu s": times["cpu"],
-            "times faster (cpu)": measured["plain"]["cpu"] / times["cpu"],
+            f"times faster ({unit})": measured["plain"][unit] / times[unit],
             "loss": losses[name],
         }
         for name, times in measured.items()
@@ -102,7 +109,7 @@ def compare_losses(args: Any) -> None:
     """Train twice from the same weights on the same images with the same random points; print and draw."""
     curves = {}
     for half in (False, True):
-        model = build(str(SHAPES)).train()
+        model = build(str(SHAPES), device=args.device).train()
         optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
         clip_full_model(optimizer, 0.01)
         samples = [sample(128, count) for count in (3, 4)]
@@ -159,7 +166,8 @@ def step(model: torch.nn.Module, samples: list[dict[str, Any]], half: bool, seed
     """Gradients of the sum of all losses, from the random points of the seed; returns the sum."""
     torch.manual_seed(seed)
     model.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+    device = next(model.parameters()).device.type
+    with torch.autocast(device, torch.bfloat16, enabled=half):
         loss = sum(model(copy.copy(samples)).values())
     loss.backward()
     return float(loss.detach())

@@ -1,8 +1,8 @@
 """Logits to semantic, instance and panoptic results.
 
 Mask logits are small (a quarter of the input), results are large. So results are made in blocks of rows that stay in
-the processor's cache, and only of queries that are kept: nothing of size Q x H x W in float32 ever exists. On a CPU
-with Numba the steps of a block are fused (`result_kernels`); elsewhere they are PyTorch operations.
+the processor's cache, and only of queries that are kept: nothing of size Q x H x W in float32 ever exists. Where there
+is Numba (CPU) or Triton (CUDA), the steps are fused (`result_kernels`); elsewhere they are PyTorch operations.
 
 Q queries, K classes, N kept queries, h w size of the mask logits, H W size of the result.
 """
@@ -85,7 +85,7 @@ def semantic_inference(
         block = scores(start, stop)
         if not label_map:
             result[:, start:stop] = block
-        elif kernels := _kernels(device):
+        elif (kernels := _kernels(device)) and device.type == "cpu":
             kernels.best(block.flatten(1), result[start:stop])
         else:
             result[start:stop] = block.argmax(0)
@@ -111,6 +111,9 @@ def instance_inference(
     if classes is not None:
         keep = torch.isin(labels, torch.tensor(classes, dtype=labels.dtype, device=labels.device))
         scores, queries, labels = scores[keep], queries[keep], labels[keep]
+    if (kernels := _kernels(mask_logits.device)) and mask_logits.is_cuda:
+        masks, area, certainty, boxes = kernels.instances(kernels.Resize(mask_logits, *frame), queries)
+        return InstanceResult(masks, boxes, scores * (certainty / (area + 1e-6)), labels)
     distinct, row = queries.unique(return_inverse=True)  # one query may come with several classes
     masks = torch.empty(len(row), *frame.output, dtype=torch.bool, device=mask_logits.device)
     area, certainty, boxes = _fill_masks(mask_logits[distinct], frame, row, masks)
@@ -247,11 +250,18 @@ def blocks(count: int, size: Size, device: torch.device, *, score_bytes: bool = 
 
 def _kernels(device: torch.device) -> ModuleType | None:
     """Fused kernels for this device, imported at the first call; None where PyTorch does it."""
-    if torch.compiler.is_compiling() or choose_backend(device.type, torch.float32) != "numba":
+    if torch.compiler.is_compiling():
         return None
-    from . import result_kernels
+    backend = choose_backend(device.type, torch.float32)
+    if backend == "numba":
+        from . import result_kernels
 
-    return result_kernels
+        return result_kernels
+    if backend == "triton":
+        from . import result_kernels_triton
+
+        return result_kernels_triton
+    return None
 
 
 def prob_rows(mask_logits: Tensor, frame: Frame) -> Rows:

@@ -24,7 +24,7 @@ from .modeling.settings import check_names
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 @META_ARCH_REGISTRY.register()
@@ -175,7 +175,7 @@ class MaskFormer(nn.Module):
             images = images.contiguous(memory_format=torch.channels_last)
         if self.training or self.precision == "float32":
             return self.sem_seg_head(self.backbone(images))
-        with torch.autocast(images.device.type, torch.bfloat16):
+        with torch.autocast(images.device.type, getattr(torch, self.precision)):
             return self.sem_seg_head(self.backbone(images))
 
     def _takes_batch_statistics(self) -> bool:

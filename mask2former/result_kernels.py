@@ -17,9 +17,9 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from .modeling.ops.numba_kernels import OPTIONS, compiled, in_threads
+from .taps import taps
 
 Size = tuple[int, int]
-TAPS = 4
 # Pixels of a block of rows that goes through all maps, one after another: they stay in the processor's cache.
 BLOCK_PIXELS = 1 << 16
 
@@ -33,29 +33,13 @@ class Resize:
         self.output = output
         self.maps = maps.detach().float().contiguous().numpy()  # (N, h, w)
         (self.rows, self.row_weights), (self.columns, self.column_weights) = (
-            taps(*sizes) for sizes in zip(maps.shape[-2:], padded, image, output, strict=True)
+            [tensor.numpy() for tensor in taps(*sizes, maps.device)]
+            for sizes in zip(maps.shape[-2:], padded, image, output, strict=True)
         )
 
     @property
     def arguments(self) -> tuple[np.ndarray, ...]:
         return self.maps, self.rows, self.row_weights, self.columns, self.column_weights
-
-
-def taps(source: int, padded: int, image: int, output: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where each output position reads on one axis: (output, 4) int32 source positions and float32 weights."""
-    low, high, outer = _neighbours(image, output)
-    below, above, inner = _neighbours(source, padded)
-    index = torch.stack([below[low], above[low], below[high], above[high]], 1)
-    first, second = inner[low], inner[high]
-    weight = torch.stack([(1 - outer) * (1 - first), (1 - outer) * first, outer * (1 - second), outer * second], 1)
-    return index.int().numpy(), weight.numpy()
-
-
-def _neighbours(source: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Bilinear resizing of one axis without aligned corners: both source positions, and the share of the second."""
-    position = ((torch.arange(target) + 0.5) * (source / target) - 0.5).clamp(min=0)
-    low = position.long().clamp(max=source - 1)
-    return low, (low + 1).clamp(max=source - 1), position - low
 
 
 def resized(maps: Resize, start: int, stop: int, *, sigmoid: bool) -> Tensor:

@@ -16,6 +16,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_train_loader, get_detection_dataset_dicts
 from detectron2.data.common import DatasetFromList
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
+from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.serialize import PicklableWrapper
 from PIL import Image
@@ -107,6 +108,27 @@ class SeededDataset(Dataset):
             ) from error
 
 
+class PinnableInstances(Instances):
+    """Instances that torch's loader can put into page-locked memory, from which a GPU copies while it computes."""
+
+    @classmethod
+    def of(cls, instances: Instances) -> "PinnableInstances":
+        return cls(instances.image_size, **instances.get_fields())
+
+    def pin_memory(self) -> "PinnableInstances":
+        """Tensors among the fields pinned, the others as they are."""
+        fields = {k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in self.get_fields().items()}
+        return PinnableInstances(self.image_size, **fields)
+
+
+def pinnable(mapper: Callable[[dict[str, Any]], Any], record: dict[str, Any]) -> Any:
+    """What the mapper makes of a record, with instances that can be pinned."""
+    sample = mapper(record)
+    if isinstance(sample, dict) and isinstance(sample.get("instances"), Instances):
+        sample["instances"] = PinnableInstances.of(sample["instances"])
+    return sample
+
+
 def seed_random(*key: int) -> None:
     """Set the states of `random`, numpy and torch from a key of integers, well apart for neighbouring keys."""
     words = np.random.SeedSequence([abs(k) for k in key]).generate_state(3)
@@ -136,13 +158,16 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any]) ->
     wide = None
     if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
         wide = partial(_is_wide, dicts)
+    # Copied to the GPU while it computes, and so ahead of when it is needed.
+    pin = cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()
     loader = build_detection_train_loader(
-        SeededDataset(dicts, mapper, run),
+        SeededDataset(dicts, partial(pinnable, mapper) if pin else mapper, run),
         mapper=None,
         sampler=ResumableSampler(_order_of(cfg, dicts), run, batch_size, wide),
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
         aspect_ratio_grouping=False,  # the sampler has done it
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        pin_memory=pin,
     )
     loader.run = run
     return loader

@@ -94,7 +94,9 @@ class SetCriterion(nn.Module):
 
     def _num_masks(self, targets: Sequence[dict[str, Tensor]]) -> Tensor:
         """Segments per process, averaged over all processes, at least 1: every process divides by the same number."""
-        count = torch.tensor(float(sum(len(target["labels"]) for target in targets)), device=self.empty_weight.device)
+        # Filled on the device: a copy to it would make the host wait.
+        segments = float(sum(len(target["labels"]) for target in targets))
+        count = torch.full((), segments, device=self.empty_weight.device)
         if (world_size := comm.get_world_size()) > 1:
             torch.distributed.all_reduce(count)
             count = count / world_size

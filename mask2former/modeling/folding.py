@@ -6,6 +6,7 @@ and scales is made anew in each call, which costs thousandths of the convolution
 
 import functools
 
+import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ def fold_norms(module: nn.Module) -> None:
     """Let every detectron2 convolution in `module` apply its own norm as part of its weights, in place.
 
     A frozen norm is folded always (gradients reach the weights through the product), another batch norm in
-    evaluation; any other norm is applied as before.
+    evaluation; any other norm is applied as before, as is any on a GPU without gradients.
     """
     for conv in module.modules():
         if not isinstance(conv, Conv2d) or type(conv).forward is not Conv2d.forward or conv.padding_mode != "zeros":
@@ -28,7 +29,8 @@ def _convolve(conv: Conv2d, x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, C', H', W')."""
     norm = conv.norm
     fixed = isinstance(norm, FrozenBatchNorm2d) or not (norm.training or norm.running_mean is None)
-    if not fixed or conv.bias is not None:
+    # Without gradients a GPU is faster with one kernel more for the norm than with seven to fold it.
+    if not fixed or conv.bias is not None or (x.is_cuda and not torch.is_grad_enabled()):
         return type(conv).forward(conv, x)
     scale = (norm.running_var + norm.eps).rsqrt()  # (C')
     if norm.weight is not None:

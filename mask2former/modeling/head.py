@@ -109,8 +109,10 @@ class MaskFormerHead(PixelDecoderHead):
         source, mask_features = decode_pixels(self.pixel_decoder, self.transformer_in_feature, features)
         if self.training or mask_features.dtype == torch.float32:
             return self.predictor(source, mask_features, mask)
-        # Whether a query may look somewhere is a yes or no: rounding here costs more accuracy than time.
-        with torch.autocast(mask_features.device.type, enabled=False):
+        # Whether a query may look somewhere is a yes or no: rounding here costs more accuracy than time. A GPU takes
+        # float16, as fast as bfloat16 and eight times finer.
+        device = mask_features.device.type
+        with torch.autocast(device, torch.float16, enabled=device == "cuda"):
             source = [level.float() for level in source] if isinstance(source, list) else source.float()
             return self.predictor(source, mask_features.float(), mask)
 

@@ -18,8 +18,10 @@ Match = tuple[Tensor, Tensor]  # matched queries and their segments, both int64
 
 # Stands for a cost that is not a number or infinite: worse than any real cost, and small enough to add up.
 WORST_COST = 1e6
-# As many layers are compared together as have about so many mask logits: more would leave the processor's cache.
-ELEMENTS_AT_ONCE = 1 << 20
+# As many layers are compared together as have about so many mask logits: on a CPU more would leave the cache; on a GPU
+# fewer would keep the host busy with starting kernels.
+ELEMENTS_AT_ONCE = {"cpu": 1 << 20}
+ELEMENTS_AT_ONCE_GPU = 1 << 26
 
 
 class HungarianMatcher(nn.Module):
@@ -64,7 +66,8 @@ class HungarianMatcher(nn.Module):
         points = torch.rand(len(layers), len(targets), self.num_points, 2, device=device)
         with torch.autocast(device.type, enabled=False):
             probs = torch.stack([layer["pred_logits"] for layer in layers]).float().softmax(-1)  # (N, B, Q, K+1)
-            step = max(1, ELEMENTS_AT_ONCE // (probs.shape[2] * self.num_points or 1))
+            elements = ELEMENTS_AT_ONCE.get(device.type, ELEMENTS_AT_ONCE_GPU)
+            step = max(1, elements // (probs.shape[2] * self.num_points or 1))
             costs = []  # B of (N, Q, G)
             for b, target in enumerate(targets):
                 groups = points[:, b].split(step)

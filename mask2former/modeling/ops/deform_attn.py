@@ -89,10 +89,10 @@ def ms_deform_attn_projected(
             f"3 * {heads} heads * {len(spatial_shapes)} levels"
         )
     chosen = choose_backend(value.device.type, value.dtype, backend)
-    if chosen == "numba":
+    if chosen != "reference":
         return _sample_projected(value, _flat(spatial_shapes), reference_points, offsets_and_logits)
     locations, weights = sampling_points(spatial_shapes, reference_points, offsets_and_logits, heads)
-    return ms_deform_attn(value, spatial_shapes, locations, weights, chosen)
+    return ms_deform_attn_reference(value, spatial_shapes, locations, weights)
 
 
 def choose_backend(device: str, dtype: torch.dtype, backend: str | None = None) -> str:
@@ -200,12 +200,12 @@ def _sample_backward(
     )
 
 
-@_operator("ms_deform_attn_projected", "cpu")
+@_operator("ms_deform_attn_projected", "cpu", "cuda")
 def _sample_projected(value: Tensor, sizes: Sequence[int], reference: Tensor, projected: Tensor) -> Tensor:
     return _kernels(value.device).forward(value, _pairs(sizes), projected, None, reference).to(value.dtype)
 
 
-@_operator("ms_deform_attn_projected_backward", "cpu")
+@_operator("ms_deform_attn_projected_backward", "cpu", "cuda")
 def _sample_projected_backward(
     grad: Tensor, value: Tensor, sizes: Sequence[int], reference: Tensor, projected: Tensor
 ) -> tuple[Tensor, Tensor]:
