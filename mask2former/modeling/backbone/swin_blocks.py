@@ -43,7 +43,7 @@ def in_groups(block: "SwinBlock", x: Tensor) -> Tensor:
         qkv, proj = (packed_linear(layer, dtype, ROWS) for layer in (attn.qkv, attn.proj))
         fc1 = packed_linear(block.mlp.get_submodule("fc1"), dtype, ROWS, "gelu")
         fc2 = packed_linear(block.mlp.get_submodule("fc2"), dtype, ROWS)
-        bias = attn.position_bias()
+        bias = attn.position_bias().contiguous()
         before = x.reshape(-1, channels)
         after = torch.empty_like(before)
         for group in groups(*x.shape[:3], window, block.shift, max(1, ROWS // pixels), x.device):
