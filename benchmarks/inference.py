@@ -190,8 +190,12 @@ def mask_signs(precise: dict[str, torch.Tensor], fast: dict[str, torch.Tensor]) 
     signs = ((masks[0] > 0) == (masks[1] > 0)).float().mean()
     probs = [output["pred_logits"].float().softmax(-1) for output in outputs]
     scores = [p[..., :-1] * _certainty(m)[..., None] for p, m in zip(probs, masks, strict=True)]
-    by_class, by_score = (float((a - b).abs().max()) for a, b in (probs, scores))
-    return f"mask signs {signs:.3%}, class probabilities {by_class:.1e}, scores of the same query {by_score:.1e}"
+    by_class, by_score = ((a - b).abs() for a, b in (probs, scores))
+    close = (by_score.amax(-1) < 0.01).float().mean()
+    return (
+        f"mask signs {signs:.3%}, class probabilities {float(by_class.max()):.1e}, scores of the same query "
+        f"{float(by_score.max()):.1e}, {close:.1%} of the queries within 0.01"
+    )
 
 
 def _certainty(masks: torch.Tensor) -> torch.Tensor:

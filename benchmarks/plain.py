@@ -8,7 +8,6 @@ B images, Q queries, K classes, C channels, h w size of a feature level, H W siz
 """
 
 import copy
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -26,7 +25,7 @@ from mask2former.model import MaskFormer, training_target
 from mask2former.modeling import convolution, packed_linear
 from mask2former.modeling.backbone import swin
 from mask2former.modeling.criterion import SetCriterion
-from mask2former.modeling.ops.deform_attn import ENVIRONMENT
+from mask2former.modeling.ops.reference import sampling_points
 from mask2former.modeling.pixel_decoder import msdeformattn
 from mask2former.modeling.position_encoding import sine_position_encoding
 from mask2former.modeling.transformer_decoder.multi_scale import NUM_LEVELS
@@ -66,7 +65,7 @@ class PlainModel(nn.Module):
         """Logits and masks of all layers."""
         head = self.model.sem_seg_head
         with unfused():
-            features = self.model.backbone(images)
+            features = {name: x.contiguous() for name, x in self.model.backbone(images).items()}  # channels first
             mask_features, _, levels = head.pixel_decoder.forward_features(features)
         return plain_decoder(head.predictor, levels, mask_features)
 
@@ -75,12 +74,30 @@ class PlainModel(nn.Module):
 def unfused() -> Iterator[None]:
     """Deformable attention by grid_sample, and whole tensors step by step, by what PyTorch chooses for them."""
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.dict(os.environ, {ENVIRONMENT: "reference"}))
+        stack.enter_context(mock.patch.object(msdeformattn, "ms_deform_attn_projected", stacked_attention))
         for module in (convolution, msdeformattn, swin):
             stack.enter_context(mock.patch.object(module, "may_run_in_blocks", return_value=False))
         for module in (convolution, packed_linear):
             stack.enter_context(mock.patch.object(module, "is_ordinary", return_value=False))
         yield
+
+
+def stacked_attention(
+    value: Tensor, shapes: list[tuple[int, int]], centers: Tensor, offsets_and_logits: Tensor
+) -> Tensor:
+    """`ms_deform_attn_projected`, with the samples of all levels in one tensor before they are weighted and summed."""
+    batch, _, heads, channels = value.shape
+    locations, weights = sampling_points(shapes, centers, offsets_and_logits, heads)
+    grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B * A, Q, L, P, 2)
+    samples = []
+    for level, (part, (height, width)) in enumerate(
+        zip(value.split([h * w for h, w in shapes], 1), shapes, strict=True)
+    ):
+        image = part.flatten(2).transpose(1, 2).reshape(batch * heads, channels, height, width)
+        samples.append(F.grid_sample(image.to(grids.dtype), grids[:, :, level], align_corners=False))
+    weights = weights.transpose(1, 2).reshape(batch * heads, 1, -1, weights.shape[3] * weights.shape[4])
+    total = (torch.stack(samples, -2).flatten(-2) * weights).sum(-1)  # (B * A, C / A, Q)
+    return total.view(batch, heads * channels, -1).transpose(1, 2).to(value.dtype).contiguous()
 
 
 def plain_decoder(decoder: nn.Module, levels: list[Tensor], mask_features: Tensor) -> dict[str, Any]:

@@ -24,6 +24,9 @@ from .modeling.settings import check_names
 
 logger = logging.getLogger(__name__)
 
+# Images smaller than this have their channels first on the CPU: turning the weights takes longer than is gained.
+CHANNELS_LAST_PIXELS = 1 << 16
+
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
@@ -170,18 +173,19 @@ class MaskFormer(nn.Module):
 
     def predictions(self, images: Tensor) -> dict[str, Any]:
         """What the queries predict for normalised images (B, 3, H, W); see the head."""
-        # Batch statistics of channels-last tensors lose a digit and a half on the CPU, where torch sums them naively.
-        if not (images.device.type == "cpu" and self._takes_batch_statistics()):
+        if images.device.type != "cpu" or self._channels_last_pays(images):
             images = images.contiguous(memory_format=torch.channels_last)
         if self.training or self.precision == "float32":
             return self.sem_seg_head(self.backbone(images))
         with torch.autocast(images.device.type, getattr(torch, self.precision)):
             return self.sem_seg_head(self.backbone(images))
 
-    def _takes_batch_statistics(self) -> bool:
-        """Whether a batch norm is trained, here and now."""
+    def _channels_last_pays(self, images: Tensor) -> bool:
+        """Whether (B, 3, H, W) images on the CPU are large enough, and no batch norm is trained: its statistics would
+        lose a digit and a half, as torch sums them naively.
+        """
         norms = (module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
-        return any(norm.training for norm in norms)
+        return images[:, 0].numel() >= CHANNELS_LAST_PIXELS and not any(norm.training for norm in norms)
 
     def normalized(self, sample: dict[str, Any]) -> Tensor:
         """The image on the model's device, with zero mean and unit deviation; (3, H, W) float32."""

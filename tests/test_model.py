@@ -88,7 +88,8 @@ def test_a_training_step_gives_weighted_losses_and_gradients(precision):
 
 
 @pytest.mark.parametrize(("norm", "layout"), [("FrozenBN", torch.channels_last), ("BN", torch.contiguous_format)])
-def test_channels_come_last_in_training_unless_a_batch_norm_learns(norm, layout):
+def test_channels_come_last_in_training_unless_a_batch_norm_learns(norm, layout, monkeypatch):
+    monkeypatch.setattr("mask2former.model.CHANNELS_LAST_PIXELS", 64 * 96)
     model = _model("MODEL.RESNETS.NORM", norm)
     seen = []
     model.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
@@ -97,6 +98,15 @@ def test_channels_come_last_in_training_unless_a_batch_norm_learns(norm, layout)
     training, inference = seen
     assert training.is_contiguous(memory_format=layout)
     assert inference.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_channels_come_first_where_turning_the_weights_takes_longer_than_is_gained():
+    model = _model().eval()
+    seen = []
+    model.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    for size in ((160, 192), (256, 256)):
+        model([{"image": _image(*size)}])
+    assert [images.is_contiguous(memory_format=torch.channels_last) for images in seen] == [False, True]
 
 
 def test_bfloat16_losses_follow_float32():

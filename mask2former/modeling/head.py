@@ -111,10 +111,13 @@ class MaskFormerHead(PixelDecoderHead):
             return self.predictor(source, mask_features, mask)
         # Whether a query may look somewhere is a yes or no: rounding here costs more accuracy than time. A GPU takes
         # float16, as fast as bfloat16 and eight times finer.
-        device = mask_features.device.type
-        with torch.autocast(device, torch.float16, enabled=device == "cuda"):
-            source = [level.float() for level in source] if isinstance(source, list) else source.float()
-            return self.predictor(source, mask_features.float(), mask)
+        on_gpu = mask_features.is_cuda
+        with torch.autocast(mask_features.device.type, torch.float16, enabled=on_gpu):
+            if not isinstance(source, list):
+                return self.predictor(source.float(), mask_features.float(), mask)
+            # Without autocast the decoder projects keys and values in the type of the mask features, and nothing else.
+            mask_features = mask_features.float() if on_gpu else mask_features
+            return self.predictor([level.float() for level in source], mask_features, mask)
 
 
 def transformer_config(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec], mask_classification: bool) -> dict[str, Any]:

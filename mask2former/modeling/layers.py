@@ -32,7 +32,7 @@ class Attention(nn.Module):
 
         Args:
             query: (B, Q, C).
-            key: (B, S, C).
+            key: (B, S, C); its type, and that of `value`, are those of their projections.
             value: (B, S, C).
             allowed: bool, broadcastable to (B, A, Q, S); True where a query may look. No row may be all False.
 
@@ -40,6 +40,7 @@ class Attention(nn.Module):
             (B, Q, C).
         """
         q, k, v = (self._heads(x, i) for i, x in enumerate((query, key, value)))
+        k, v = k.to(q.dtype), v.to(q.dtype)
         dropout = self.dropout if self.training else 0.0
         attended = _attend(q, k, v, allowed, dropout)  # (B, A, Q, C/A)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
@@ -47,6 +48,8 @@ class Attention(nn.Module):
     def _heads(self, x: Tensor, part: int) -> Tensor:
         """Project (B, S, C) by the part-th third of the weights and split it into (B, A, S, C/A)."""
         weight, bias = self.in_proj_weight.chunk(3)[part], self.in_proj_bias.chunk(3)[part]
+        if not torch.is_autocast_enabled(x.device.type):
+            weight, bias = weight.to(x.dtype), bias.to(x.dtype)
         return F.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 

@@ -70,3 +70,15 @@ def test_a_copy_of_a_folded_model_has_its_own_weights():
         other.weight.zero_()
     torch.testing.assert_close(conv(images), before)
     assert not torch.allclose(other(images), before)
+
+
+@pytest.mark.parametrize(("size", "folded"), [(3, False), (40, True)])
+def test_without_gradients_a_norm_is_folded_where_that_is_less_work(size, folded):
+    """The kernel has 27 numbers for each of its results, of which there are 4 or 400."""
+    conv = block(FrozenBatchNorm2d(4)).eval()
+    fold_norms(conv)
+    called = []
+    conv.norm.register_forward_hook(lambda *_: called.append(1))
+    with torch.no_grad():
+        conv(torch.randn(1, 3, size, size))
+    assert bool(called) != folded

@@ -99,7 +99,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
 
         Args:
             x: L levels of (B, in_channels, h, w), the coarsest first.
-            mask_features: (B, mask_dim, H, W).
+            mask_features: (B, mask_dim, H, W). Without autocast their type is the one in which keys and values of all
+                but the coarsest level are projected; everything else is done in the type of the weights.
             mask: part of the published signature; padding is not masked, so it must be None.
 
         Returns:
@@ -109,7 +110,12 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         if len(x) != NUM_LEVELS or mask is not None:
             raise ValueError(f"Expected {NUM_LEVELS} feature levels and no padding mask, got {len(x)} and {mask!r}.")
         sizes = [tuple(level.shape[-2:]) for level in x]
+        wide = narrow = self.level_embed.weight.dtype
+        if not torch.is_autocast_enabled(mask_features.device.type):
+            narrow, mask_features = mask_features.dtype, mask_features.to(wide)
         memory = [self._flatten(level, i) for i, level in enumerate(x)]
+        # All but the coarsest, which has few pixels: rounding it would gain no time, and move masks the most.
+        memory[1:] = [(keys.to(narrow), values.to(narrow)) for keys, values in memory[1:]]
         # Resizing and the product with a query are both linear: resize the features once, not every query's mask.
         small_mask_features = [
             F.interpolate(mask_features.detach(), size, mode="bilinear", align_corners=False).flatten(2)
