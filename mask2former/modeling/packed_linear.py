@@ -92,6 +92,45 @@ class _Linear(torch.autograd.Function):
         return grad_x, grad.T @ x if by_weight else None, grad.sum(0) if by_bias else None, None
 
 
+def feed_forward(first: nn.Module, second: nn.Module, x: Tensor) -> Tensor:
+    """second(relu(first(x))); in training by oneDNN the wide result between is made again for the gradient, not kept.
+
+    Args:
+        x: (..., C).
+
+    Returns:
+        (..., C').
+    """
+    rows = x.flatten(0, -2)
+    if not (_may_train(first, rows) and _may_train(second, rows)):
+        return linear(second, linear(first, x, relu=True))
+    out: Tensor = _FeedForward.apply(rows, first.weight, first.bias, second.weight, second.bias)
+    return out.unflatten(0, x.shape[:-1])
+
+
+class _FeedForward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, widen: Tensor, bias: Tensor, narrow: Tensor, narrow_bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, widen, bias, narrow)
+        return _multiply(_multiply(x, widen, bias, "relu"), narrow, narrow_bias, "none")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, widen, bias, narrow = ctx.saved_tensors
+        by_x, by_widen, by_bias, by_narrow, by_narrow_bias = ctx.needs_input_grad
+        hidden = _multiply(x, widen, bias, "relu")
+        grad_narrow = grad.T @ hidden if by_narrow else None
+        wide = torch.ops.aten.threshold_backward(_multiply(grad, narrow.T.contiguous(), None, "none"), hidden, 0)
+        return (
+            _multiply(wide, widen.T.contiguous(), None, "none") if by_x else None,
+            wide.T @ x if by_widen else None,
+            wide.sum(0) if by_bias else None,
+            grad_narrow,
+            grad.sum(0) if by_narrow_bias else None,
+        )
+
+
 def linear_of_sum(x: Tensor, addend: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A linear layer of x + addend; in training on the CPU the sum is made again for the gradient, not kept.
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mask2former.modeling import packed_linear as module
-from mask2former.modeling.packed_linear import linear, linear_of_sum, may_run_in_blocks, packed_linear
+from mask2former.modeling.packed_linear import feed_forward, linear, linear_of_sum, may_run_in_blocks, packed_linear
 
 
 @pytest.mark.parametrize("onednn", [True, False])
@@ -103,3 +103,31 @@ def test_a_layer_of_a_sum_gives_gradients_to_those_who_ask():
     addend.requires_grad_()
     linear_of_sum(x, addend, weight, bias).sum().backward()
     torch.testing.assert_close(addend.grad, weight.sum(0).expand(3, 4))
+
+
+@pytest.mark.parametrize("frozen", [[], ["weight"]])
+def test_two_layers_keep_their_input_and_not_what_is_between_them(frozen):
+    first, second = nn.Linear(16, 64), nn.Linear(64, 16)
+    for name in frozen:
+        getattr(second, name).requires_grad_(False)
+    x = torch.randn(2, 1100, 16, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: kept.append(saved.shape) or saved, lambda saved: saved):
+        got = feed_forward(first, second, x)
+    assert (2200, 64) not in kept and (2200, 16) in kept
+    expected = second(first(x).relu())
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    leaves = [x, *(p for layer in (first, second) for p in layer.parameters() if p.requires_grad)]
+    upstream = torch.randn_like(got)
+    gradients = (torch.autograd.grad(out, leaves, upstream) for out in (got, expected))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-4)
+
+
+def test_two_layers_of_few_rows_or_with_hooks_run_as_they_are():
+    first, second = nn.Linear(4, 8), nn.Linear(8, 4)
+    called = []
+    second.register_forward_hook(lambda *_: called.append(1))
+    for x in (torch.randn(3, 4), torch.randn(3000, 4)):
+        torch.testing.assert_close(feed_forward(first, second, x), second(first(x).relu()))
+    assert len(called) == 4

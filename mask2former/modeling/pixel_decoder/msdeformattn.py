@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .. import convolution
 from ..ops import ms_deform_attn_projected
-from ..packed_linear import linear, linear_of_sum, may_run_in_blocks
+from ..packed_linear import feed_forward, linear, linear_of_sum, may_run_in_blocks
 from ..position_encoding import cached_per_shape, sine_position_encoding
 from . import encoder_blocks
 
@@ -206,8 +206,10 @@ class DeformableEncoderLayer(nn.Module):
             (B, S, C).
         """
         pixels = self.norm1(pixels + self._drop(self.self_attn(pixels, position, centers, shapes)))
-        hidden = self._drop(linear(self.linear1, pixels, relu=True))
-        return self.norm2(pixels + self._drop(linear(self.linear2, hidden)))
+        if self.training and self.dropout:
+            hidden = self._drop(linear(self.linear1, pixels, relu=True))
+            return self.norm2(pixels + self._drop(linear(self.linear2, hidden)))
+        return self.norm2(pixels + feed_forward(self.linear1, self.linear2, pixels))
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)
