@@ -48,7 +48,7 @@ class Attention(nn.Module):
     def _heads(self, x: Tensor, part: int) -> Tensor:
         """Project (B, S, C) by the part-th third of the weights and split it into (B, A, S, C/A)."""
         weight, bias = self.in_proj_weight.chunk(3)[part], self.in_proj_bias.chunk(3)[part]
-        if not torch.is_autocast_enabled(x.device.type):
+        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
             weight, bias = weight.to(x.dtype), bias.to(x.dtype)
         return F.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 

@@ -1,6 +1,7 @@
 """Starting one process per GPU, or per share of the processor where there is no GPU."""
 
 import datetime
+import gc
 import logging
 import os
 import socket
@@ -111,7 +112,17 @@ def _run_in_group(
     comm.create_local_process_group(local_size)
     comm.synchronize()  # no process starts its work before all of them are there
     main_func(*args)
+    _leave_group()
+
+
+def _leave_group() -> None:
+    """Let go of the group and all that holds it, so that its threads end now.
+
+    One that still releases a tensor while the interpreter shuts down would abort the process.
+    """
+    comm._LOCAL_GROUP = None
     dist.destroy_process_group()
+    gc.collect()  # models in cycles hold the group, too
 
 
 def _free_port() -> int:

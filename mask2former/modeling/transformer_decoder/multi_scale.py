@@ -111,7 +111,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             raise ValueError(f"Expected {NUM_LEVELS} feature levels and no padding mask, got {len(x)} and {mask!r}.")
         sizes = [tuple(level.shape[-2:]) for level in x]
         wide = narrow = self.level_embed.weight.dtype
-        if not torch.is_autocast_enabled(mask_features.device.type):
+        if mask_features.dtype != wide and not torch.is_autocast_enabled(mask_features.device.type):
             narrow, mask_features = mask_features.dtype, mask_features.to(wide)
         memory = [self._flatten(level, i) for i, level in enumerate(x)]
         # All but the coarsest, which has few pixels: rounding it would gain no time, and move masks the most.
