@@ -158,6 +158,14 @@ def settle() -> None:
         torch.cuda.synchronize()
 
 
+def gpu_peak(run: Callable[[], Any]) -> float:
+    """GB of the GPU taken above what is taken now."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    return (torch.cuda.max_memory_allocated() - before) / 1e9
+
+
 def clock(device: str) -> str:
     """Which of the two measured times tells sides apart: CPU seconds on a shared machine, the wall's beside a GPU."""
     return "wall" if device == "cuda" else "cpu"

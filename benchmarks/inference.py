@@ -17,7 +17,7 @@ from typing import Any
 import cv2
 import torch
 from against_transformers import Transformers, apart
-from common import CONFIGS, Worker, alternate, arguments, build, clock, image, matmul_rate, report, settle
+from common import CONFIGS, Worker, alternate, arguments, build, clock, gpu_peak, image, matmul_rate, report, settle
 from detectron2.data.detection_utils import read_image
 from plain import PlainModel
 from torch.utils.flop_counter import FlopCounterMode
@@ -45,6 +45,10 @@ def main() -> None:
         help="where the time goes, by module and by operation, in this precision",
     )
     args = parser.parse_args()
+    if args.compile and not args.batches:
+        parser.error("--compile needs --batches, for example --batches 1 8")
+    if args.device != "cpu" and args.against == "transformers":
+        parser.error("--against transformers runs on the CPU: leave --device out")
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.profile:
@@ -229,14 +233,6 @@ def throughput(args: Any) -> None:
             if args.device == "cuda" and name in runs:
                 rows[-1]["peak GB"] = gpu_peak(runs[name])
     report(f"{args.config}, {height}x{width}{'' if args.compile else ' and upright'}", rows, args.json)
-
-
-def gpu_peak(run: Callable[[], Any]) -> float:
-    """GB of the GPU taken above what is taken now."""
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    run()
-    return (torch.cuda.max_memory_allocated() - before) / 1e9
 
 
 def one_by_one(model: Any, batch: list[dict[str, Any]]) -> list[Any]:

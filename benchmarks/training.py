@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from common import CONFIGS, ROOT, Worker, alternate, arguments, build, clock, image, report
+from common import CONFIGS, ROOT, Worker, alternate, arguments, build, clock, gpu_peak, image, report
 from detectron2.structures import Instances
 from plain import PlainModel
 
@@ -63,10 +63,8 @@ class Side:
     def peak(self) -> int:
         """Bytes above the weights in the second step: the first fills caches and makes gradients, which stay."""
         if self.on_gpu:
-            before = torch.cuda.memory_allocated()
-            for _ in range(2):
-                self.run()
-            return torch.cuda.max_memory_allocated() - before
+            self.run()
+            return round(1e9 * gpu_peak(self.run))
         before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
         for _ in range(2):
             self.run()

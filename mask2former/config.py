@@ -115,7 +115,7 @@ _OWN: list[tuple[str, Any]] = [
     ("MODEL.MASK_FORMER.TEST.PAD_TO_LARGEST", False),
     # "sem_seg" is an (H, W) int64 map of the best class, not K score maps: a fraction of the memory.
     ("MODEL.MASK_FORMER.TEST.SEMANTIC_LABEL_MAP", False),
-    # "float32", or matrix products and convolutions of inference in "bfloat16", about twice as fast where the
+    # "float32", or matrix products and convolutions of inference in "bfloat16", about 1.5 times as fast where the
     # processor has such instructions, or in "float16", for GPUs.
     ("MODEL.MASK_FORMER.TEST.PRECISION", "float32"),
     # Training keeps the inputs of the backbone's blocks and the pixel decoder's encoder layers alone, and computes the

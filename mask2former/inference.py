@@ -85,7 +85,7 @@ def semantic_inference(
         block = scores(start, stop)
         if not label_map:
             result[:, start:stop] = block
-        elif (kernels := _kernels(device)) and device.type == "cpu":
+        elif kernels := _kernels(device):
             kernels.best(block.flatten(1), result[start:stop])
         else:
             result[start:stop] = block.argmax(0)

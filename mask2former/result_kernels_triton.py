@@ -87,6 +87,11 @@ def claims(maps: Resize, scores: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
     return owner, own, won, final
 
 
+def best(scores: Tensor, out: Tensor) -> None:
+    """The largest of (K, P) scores for each of P pixels, into `out`, int64 and contiguous."""
+    torch.argmax(scores, 0, out=out.view(-1))
+
+
 @triton.jit
 def _tile(start, right, rows: tl.constexpr, columns: tl.constexpr):
     """Rows and columns of this program's tile, the first row being `start`."""

@@ -109,7 +109,7 @@ class SeededDataset(Dataset):
 
 
 class PinnableInstances(Instances):
-    """Instances that torch's loader can put into page-locked memory, from which a GPU copies while it computes."""
+    """Instances whose tensors torch's loader can put into page-locked memory."""
 
     @classmethod
     def of(cls, instances: Instances) -> "PinnableInstances":
@@ -158,7 +158,7 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any]) ->
     wide = None
     if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
         wide = partial(_is_wide, dicts)
-    # Copied to the GPU while it computes, and so ahead of when it is needed.
+    # From page-locked memory images and masks are copied to the GPU without the host waiting for it.
     pin = cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()
     loader = build_detection_train_loader(
         SeededDataset(dicts, partial(pinnable, mapper) if pin else mapper, run),

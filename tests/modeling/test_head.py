@@ -135,3 +135,32 @@ def test_per_pixel_loss_by_hand():
     targets = torch.zeros(2, 64, 64, dtype=torch.int64)
     _, losses = head(_features(), targets)
     torch.testing.assert_close(losses["loss_sem_seg"], 2 * torch.tensor(3.0).log())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision_only_keys_and_values_of_the_finer_levels_are_rounded(dtype, monkeypatch):
+    from mask2former.modeling.transformer_decoder.multi_scale import (
+        CrossAttentionLayer,
+        MultiScaleMaskedTransformerDecoder,
+    )
+
+    decoder = MultiScaleMaskedTransformerDecoder(
+        16, num_classes=3, hidden_dim=16, num_queries=4, nheads=2, dim_feedforward=8, dec_layers=3, pre_norm=False,
+        mask_dim=16, enforce_input_project=False,
+    ).eval()  # fmt: skip
+    seen = []
+    forward = CrossAttentionLayer.forward
+
+    def spy(layer, queries, keys, values, position, allowed):
+        seen.append((queries.dtype, keys.dtype, values.dtype))
+        return forward(layer, queries, keys, values, position, allowed)
+
+    monkeypatch.setattr(CrossAttentionLayer, "forward", spy)
+    levels = [torch.randn(1, 16, n, n) for n in (2, 4, 8)]
+    features = torch.randn(1, 16, 16, 16).to(dtype)
+    with torch.no_grad():
+        rounded = decoder(levels, features)["pred_masks"]
+        exact = decoder(levels, features.float())["pred_masks"]
+    assert seen[:3] == [(torch.float32,) * 3, *[(torch.float32, dtype, dtype)] * 2]
+    assert seen[3:] == [(torch.float32,) * 3] * 3
+    assert rounded.dtype == torch.float32 and 0 < (rounded - exact).norm() < 0.02 * exact.norm()

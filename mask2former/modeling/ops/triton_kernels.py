@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..position_encoding import cached_per_shape
 
-# Measured on an H200: larger tiles and more warps take up to twice as long.
+# Measured on an H200: other tiles and more warps take up to three times as long.
 ROWS = 8
 FORWARD_WARPS, BACKWARD_WARPS = 1, 2
 
