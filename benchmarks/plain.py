@@ -75,7 +75,7 @@ def unfused() -> Iterator[None]:
     """Deformable attention by grid_sample, and whole tensors step by step, by what PyTorch chooses for them."""
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(msdeformattn, "ms_deform_attn_projected", stacked_attention))
-        for module in (convolution, msdeformattn, swin):
+        for module in (msdeformattn, swin):
             stack.enter_context(mock.patch.object(module, "may_run_in_blocks", return_value=False))
         for module in (convolution, packed_linear):
             stack.enter_context(mock.patch.object(module, "is_ordinary", return_value=False))

@@ -7,16 +7,13 @@ Columns come first: their result is small, and what is left to do for each pixel
 N maps (queries or classes), h w their size, H W size of the result.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 from torch import Tensor
 
-from .modeling.ops.numba_kernels import OPTIONS, compiled, in_threads
+from .modeling.ops.numba_tools import OPTIONS, compiled, exponential
+from .modeling.ops.threads import in_threads
 from .taps import taps
 
 Size = tuple[int, int]
@@ -90,30 +87,9 @@ def best(scores: Tensor, out: Tensor) -> None:
     in_threads(_best, 1, 0, (scores.numpy(), out.view(-1).numpy()))
 
 
-@intrinsic
-def _float_of_bits(typingctx: Any, bits: Any) -> Any:
-    """The float32 with these 32 bits."""
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: list[ir.Value]) -> ir.Value:
-        return builder.bitcast(args[0], ir.FloatType())
-
-    return types.float32(types.int32), generate
-
-
 @njit(**OPTIONS)
 def _sigmoid(x):
-    """1 / (1 + exp(-x)); the exponential is Cephes' expf, because libm's would not vectorise. A NaN stays one."""
-    exponent = min(max(-x, _F(-87)), _F(88))
-    whole = np.floor(exponent * _F(1.44269504) + _F(0.5))
-    r = (exponent - whole * _F(0.693359375)) + whole * _F(2.12194440e-4)
-    series = _F(1.9875691500e-4)
-    series = series * r + _F(1.3981999507e-3)
-    series = series * r + _F(8.3334519073e-3)
-    series = series * r + _F(4.1665795894e-2)
-    series = series * r + _F(1.6666665459e-1)
-    series = series * r + _F(5.0000001201e-1)
-    power = _float_of_bits((np.int32(whole) + np.int32(127)) << np.int32(23))  # 2 ** whole
-    return _F(1) / (_F(1) + (series * r * r + r + _F(1)) * power) + _F(0) * x
+    return _F(1) / (_F(1) + exponential(-x))
 
 
 @njit(**OPTIONS)

@@ -6,7 +6,7 @@ h w size of the source, H W size it is enlarged to; a window of the enlarged ima
 
 import numpy as np
 
-from ..modeling.ops.numba_kernels import compiled
+from ..modeling.ops.numba_tools import compiled
 
 # Pillow's weights are whole numbers, in units of 2 ** -BITS.
 BITS = 22

@@ -7,8 +7,6 @@ It wants channels before pixels (NCHW), as a matrix product can deliver and take
 B images, C channels, H W size of a map.
 """
 
-import functools
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,13 +15,11 @@ from detectron2.layers import Conv2d
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .packed_linear import compute_dtype, is_mere, is_ordinary, may_run_in_blocks
+from .ops.deform_attn import choose_backend
+from .packed_linear import compute_dtype, is_mere, is_ordinary
 
 # A smaller convolution to be differentiated is left to oneDNN: NNPACK would gain a few milliseconds or lose them.
 CHANNELS, PIXELS = 128, 32 * 32
-# Without gradients, so many numbers are normalised and added at once: they stay in the cache, and need no new memory,
-# which for a whole map costs the system more than the operations.
-ELEMENTS_AT_ONCE = 1 << 21
 
 SERVED = (torch.float32, torch.bfloat16)
 
@@ -38,12 +34,12 @@ def serves(lateral: nn.Module, smooth: nn.Module, features: Tensor) -> bool:
         and (compute_dtype(features) in SERVED if not differentiated else compute_dtype(features) == torch.float32)
         and features.dtype in (torch.float32, compute_dtype(features))
         and has_nnpack()
-        and all(is_mere(conv.norm, nn.GroupNorm) for conv in (lateral, smooth))
+        and all(is_mere(conv.norm, nn.GroupNorm) and conv.norm.affine for conv in (lateral, smooth))
         and _is_simple(lateral, 1)
         and _is_simple(smooth, 3)
         and lateral.activation is None
         and smooth.activation is F.relu
-        and (not differentiated or _pays(smooth, features))
+        and (_pays(smooth, features) if differentiated else choose_backend("cpu", torch.float32) == "numba")
     )
 
 
@@ -64,47 +60,26 @@ def smoothed_sum(lateral: Conv2d, smooth: Conv2d, features: Tensor, coarse: Tens
         float32 takes less time than oneDNN in bfloat16.
     """
     dtype = compute_dtype(features)
+    lateral_norm: Any = lateral.norm
+    smooth_norm: Any = smooth.norm
     with torch.autocast("cpu", enabled=False):
         if torch.is_grad_enabled():
             x = lateral(features)
             coarse = F.interpolate(coarse.contiguous(), x.shape[-2:], mode="bilinear", align_corners=False)
             x = _Winograd.apply(x + coarse, smooth.weight, smooth.bias)
-            return _norm(smooth, x).relu_()
+            return smooth_norm(x).relu_()
+        from . import pyramid_kernels as kernels  # here: Numba takes its time to import
+
         x = torch.empty(len(features), lateral.out_channels, *features.shape[-2:])
         for fine, rough, out in zip(features.to(dtype), coarse.float(), x, strict=True):
-            _lateral_sum(lateral, fine, rough, out)
-        x = winograd(x, smooth.weight, smooth.bias)
+            # A float32 product is written where its sum will be.
+            product = out if dtype == out.dtype else torch.empty_like(out, dtype=dtype)
+            torch.mm(lateral.weight.flatten(1).to(dtype), fine.flatten(1), out=product.flatten(1))
+            kernels.normalized_sum(product, lateral.bias, lateral_norm, rough, out)
+        x = winograd(x, smooth.weight, None)
         for image in x:
-            for part, norm in _parts(smooth, image):
-                torch.clamp_min(norm(image[part]), 0, out=image[part])
+            kernels.normalize_relu(image, smooth.bias, smooth_norm)
         return x
-
-
-def _lateral_sum(conv: Conv2d, features: Tensor, coarse: Tensor, out: Tensor) -> None:
-    """A normalised 1 x 1 convolution of an image, (C', H, W), plus what is coarser, (C, h, w): (C, H, W) float32."""
-    product = out if features.dtype == out.dtype else torch.empty_like(out, dtype=features.dtype)
-    torch.mm(conv.weight.flatten(1).to(features.dtype), features.flatten(1), out=product.flatten(1))
-    for part, norm in _parts(conv, product):
-        x = product[part].float()
-        x = norm(x if conv.bias is None else x + conv.bias[part, None, None])
-        larger = F.interpolate(coarse[None, part], out.shape[-2:], mode="bilinear", align_corners=False)[0]
-        torch.add(x, larger, out=out[part])
-
-
-def _parts(conv: Conv2d, x: Tensor) -> Iterator[tuple[slice, Callable[[Tensor], Tensor]]]:
-    """Channels of x (C, H, W) that are normalised together, at most `ELEMENTS_AT_ONCE` numbers, and how they are."""
-    norm: Any = conv.norm
-    width = norm.num_channels // norm.num_groups
-    step = max(1, ELEMENTS_AT_ONCE // (width * x[0].numel()))
-    for first in range(0, norm.num_groups, step):
-        groups = min(step, norm.num_groups - first)
-        part = slice(first * width, (first + groups) * width)
-        yield part, functools.partial(_normalized, groups, norm.weight[part], norm.bias[part], norm.eps)
-
-
-def _normalized(groups: int, weight: Tensor, bias: Tensor, eps: float, x: Tensor) -> Tensor:
-    """(C, H, W) -> (C, H, W), by groups of channels."""
-    return F.group_norm(x[None], groups, weight, bias, eps)[0]
 
 
 def winograd(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -138,29 +113,9 @@ class _Winograd(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias
 
 
-def is_projection(conv: nn.Module, x: Tensor) -> bool:
-    """Whether `to_channels_last` may stand for this convolution of `x`."""
-    simple = is_mere(conv, Conv2d) and conv.norm is None and conv.activation is None and _is_simple(conv, 1)
-    return may_run_in_blocks(x) and compute_dtype(x) in SERVED and simple and x.is_contiguous()
-
-
-def to_channels_last(conv: Conv2d, x: Tensor) -> Tensor:
-    """A 1 x 1 convolution (B, C, H, W) -> (B, C', H, W), from channels before pixels to pixels before channels."""
-    dtype = compute_dtype(x)
-    weight, bias = conv.weight.flatten(1).to(dtype), None if conv.bias is None else conv.bias.to(dtype)
-    result = x.new_empty(len(x), *x.shape[-2:], conv.out_channels, dtype=dtype)
-    # Image by image: a product of a batch would copy what keeps its channels first.
-    for image, out in zip(x.to(dtype).flatten(2), result.flatten(1, 2), strict=True):
-        torch.mm(image.T, weight.T, out=out)
-        if bias is not None:
-            out += bias
-    return result.permute(0, 3, 1, 2)
-
-
-def _norm(conv: Conv2d, x: Tensor) -> Tensor:
-    """The convolution's norm of its result, (B, C, H, W)."""
-    assert conv.norm is not None
-    return conv.norm(x)
+def is_projection(conv: nn.Module) -> bool:
+    """Whether this is a matrix product for each pixel and nothing else."""
+    return is_mere(conv, Conv2d) and conv.norm is None and conv.activation is None and _is_simple(conv, 1)
 
 
 def _pays(conv: Conv2d, x: Tensor) -> bool:

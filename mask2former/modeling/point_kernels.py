@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .ops.numba_kernels import compiled, in_threads
+from .ops.numba_tools import compiled
+from .ops.threads import in_threads
 
 _F = np.float32
 _HALF = _F(0.5)

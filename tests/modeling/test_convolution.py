@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from detectron2.layers import Conv2d
 from torch import nn
 
-from mask2former.modeling import convolution
-from mask2former.modeling.convolution import has_nnpack, serves, smoothed_sum, to_channels_last, winograd
+from mask2former.modeling import convolution, pyramid_kernels
+from mask2former.modeling.convolution import has_nnpack, serves, smoothed_sum, winograd
 
 needs_nnpack = pytest.mark.skipif(not has_nnpack(), reason="this processor or build of PyTorch has no NNPACK")
 
@@ -36,6 +36,34 @@ def test_a_step_equals_its_convolutions(memory_format):
     got = smoothed_sum(lateral, smooth, features, coarse)
     torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-5)
     assert torch.equal(coarse, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [(21, 18), (1, 1), (11, 9), (5, 40)])
+@pytest.mark.parametrize("biased", [False, True])
+@torch.no_grad()
+def test_norm_resize_and_sum_in_one_pass_equal_them_one_after_another(dtype, size, biased):
+    norm, bias = nn.GroupNorm(4, 16, eps=0.1), 3 * torch.randn(16) if biased else None
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    product, coarse, out = torch.randn(16, *size).to(dtype), torch.randn(16, 11, 9), torch.empty(16, *size)
+    product[4:8] += 100  # a mean far from 0 must not cost the variance its digits
+    resized = F.interpolate(coarse[None].double(), size, mode="bilinear", align_corners=False)[0]
+    exact = product.double() if bias is None else product.double() + bias[:, None, None]
+    exact = F.group_norm(exact[None], 4, norm.weight.double(), norm.bias.double(), norm.eps)[0]
+    pyramid_kernels.normalized_sum(product, bias, norm, coarse, out)
+    torch.testing.assert_close(out.double(), exact + resized, atol=1e-4, rtol=1e-5)
+    if dtype == torch.float32:
+        pyramid_kernels.normalize_relu(product, bias, norm)
+        torch.testing.assert_close(product.double(), exact.relu(), atol=1e-4, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_nan_in_a_map_reaches_its_group_and_no_other():
+    norm, x = nn.GroupNorm(2, 4), torch.randn(4, 3, 3)
+    x[0, 1, 1] = float("nan")
+    pyramid_kernels.normalize_relu(x, None, norm)
+    assert x[:2].isnan().all() and x[2:].isfinite().all()
 
 
 @needs_nnpack
@@ -107,15 +135,10 @@ def test_a_pytorch_without_nnpack_keeps_its_convolutions(monkeypatch):
     assert not serves(*pyramid_step(), torch.zeros(1, 8, 4, 4))
 
 
-@needs_nnpack
 @torch.no_grad()
-def test_parts_of_the_channels_are_normalised_as_all_of_them(monkeypatch):
-    lateral, smooth = pyramid_step()
-    features, coarse = torch.randn(2, 8, 21, 18), torch.randn(2, 16, 11, 9)
-    whole = smoothed_sum(lateral, smooth, features, coarse)
-    for elements in (1, 3 * 4 * 21 * 18):  # one group of channels at a time, and three, which leave one over
-        monkeypatch.setattr(convolution, "ELEMENTS_AT_ONCE", elements)
-        torch.testing.assert_close(smoothed_sum(lateral, smooth, features, coarse), whole)
+def test_without_numba_the_convolutions_are_kept(monkeypatch):
+    monkeypatch.setenv("MASK2FORMER_DEFORM_ATTN", "reference")
+    assert not serves(*pyramid_step(), torch.zeros(1, 8, 4, 4))
 
 
 @needs_nnpack
@@ -145,14 +168,12 @@ def test_gradients_under_autocast_and_hooks_leave_it_to_the_convolutions(monkeyp
         assert not serves(lateral, smooth, features)
 
 
-@torch.no_grad()
-def test_a_projection_turns_channels_to_the_end():
-    conv, x = Conv2d(6, 5, 1), torch.randn(2, 6, 7, 9)
-    assert convolution.is_projection(conv, x)
-    got = to_channels_last(conv, x)
-    torch.testing.assert_close(got, conv(x))
-    assert got.is_contiguous(memory_format=torch.channels_last)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert convolution.is_projection(conv, x)
-        torch.testing.assert_close(to_channels_last(conv, x), conv(x), atol=0.02, rtol=0.02)
-    assert not convolution.is_projection(conv, x.contiguous(memory_format=torch.channels_last))
+def test_a_projection_is_a_product_for_each_pixel_and_nothing_else():
+    assert convolution.is_projection(Conv2d(6, 5, 1)) and convolution.is_projection(Conv2d(6, 5, 1, bias=False))
+    assert not convolution.is_projection(Conv2d(6, 5, 3, padding=1))
+    assert not convolution.is_projection(Conv2d(6, 5, 1, norm=nn.GroupNorm(1, 5)))
+    assert not convolution.is_projection(Conv2d(6, 5, 1, activation=F.relu))
+    assert not convolution.is_projection(nn.Conv2d(6, 5, 1))
+    hooked = Conv2d(6, 5, 1)
+    hooked.register_forward_hook(lambda *args: None)
+    assert not convolution.is_projection(hooked)

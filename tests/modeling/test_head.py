@@ -157,10 +157,38 @@ def test_in_half_precision_only_keys_and_values_of_the_finer_levels_are_rounded(
 
     monkeypatch.setattr(CrossAttentionLayer, "forward", spy)
     levels = [torch.randn(1, 16, n, n) for n in (2, 4, 8)]
-    features = torch.randn(1, 16, 16, 16).to(dtype)
+    features = torch.randn(1, 16, 16, 16)
     with torch.no_grad():
-        rounded = decoder(levels, features)["pred_masks"]
-        exact = decoder(levels, features.float())["pred_masks"]
+        rounded = decoder(levels, features, keys_dtype=dtype)["pred_masks"]
+        exact = decoder(levels, features)["pred_masks"]
     assert seen[:3] == [(torch.float32,) * 3, *[(torch.float32, dtype, dtype)] * 2]
     assert seen[3:] == [(torch.float32,) * 3] * 3
     assert rounded.dtype == torch.float32 and 0 < (rounded - exact).norm() < 0.02 * exact.norm()
+
+
+DEFORMABLE = ["MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", "MSDeformAttnPixelDecoder"]
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+def test_without_gradients_the_queries_go_through_the_last_convolution(layers, monkeypatch):
+    cfg = _cfg(*DEFORMABLE, "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", layers)
+    head, given, seen = build_sem_seg_head(cfg, SHAPES).eval(), _features(), []
+    last = head.pixel_decoder.mask_features
+    forward = type(last).forward
+    monkeypatch.setattr(type(last), "forward", lambda conv, x: seen.append(conv) or forward(conv, x))
+    expected = head(given)  # with gradients, as published
+    assert last in seen
+    seen.clear()
+    with torch.no_grad():
+        got = head(given)
+    assert last not in seen
+    for name in ("pred_logits", "pred_masks"):
+        torch.testing.assert_close(got[name], expected[name], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_hook_on_the_last_convolution_is_called():
+    head, seen = build_sem_seg_head(_cfg(*DEFORMABLE), SHAPES).eval(), []
+    head.pixel_decoder.mask_features.register_forward_hook(lambda module, given, result: seen.append(result.shape))
+    assert head(_features())["pred_masks"].shape == (2, 3, 16, 16)
+    assert seen == [(2, 16, 16, 16)]

@@ -265,14 +265,14 @@ def test_importing_the_package_does_not_import_numba():
 
 
 def test_without_a_folder_for_compiled_code_it_compiles_each_time_and_says_so(monkeypatch, caplog):
-    from mask2former.modeling.ops import numba_kernels
+    from mask2former.modeling.ops import numba_tools
 
     def njit(cache=False, **options):
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
         return lambda function: function
 
-    monkeypatch.setattr(numba_kernels, "njit", njit)
+    monkeypatch.setattr(numba_tools, "njit", njit)
     with caplog.at_level("WARNING"):
-        assert numba_kernels.compiled(loop) is loop
+        assert numba_tools.compiled(loop) is loop
     assert "NUMBA_CACHE_DIR" in caplog.text

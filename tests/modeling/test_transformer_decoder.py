@@ -38,9 +38,22 @@ def _features(channels=16, batch=2):
 
 
 def test_a_query_looks_inside_its_mask_and_everywhere_if_it_is_empty():
-    embeddings = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
-    features = torch.tensor([[[3.0, -1.0, 0.0], [-5.0, -5.0, -5.0]]])  # mask logits of the two queries
-    assert attention_mask(embeddings, features).tolist() == [[[[True, False, True], [True, True, True]]]]
+    logits = torch.tensor([[[3.0, -1.0, 0.0], [-5.0, -5.0, -5.0]]])
+    assert attention_mask(logits).tolist() == [[[[True, False, True], [True, True, True]]]]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_queries_may_go_through_the_projection_instead_of_the_mask_features(batch, bias):
+    decoder, projection = _decoder(), nn.Conv2d(7, 12, 1, bias=bias)
+    levels, _ = _features(batch=batch)
+    unprojected = torch.randn(batch, 7, 16, 24)
+    expected = decoder(levels, projection(unprojected))
+    got = decoder(levels, unprojected, mask_projection=projection)
+    for name in ("pred_logits", "pred_masks"):
+        torch.testing.assert_close(got[name], expected[name], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(got["aux_outputs"][0][name], expected["aux_outputs"][0][name], atol=1e-5, rtol=1e-5)
 
 
 def test_attention_equals_torch():

@@ -5,48 +5,26 @@ B images, S pixels of all levels, A heads, D channels of a head, Q queries, N = 
 The queries of one head go in blocks of `BLOCK`: points and weights of a block are computed as flat arrays, which LLVM
 vectorises over the points; then each query gathers its rows, vectorised over the channels (`vector_loops`). Work is
 split between threads so that no two write to the same place, forward over (image, head, block), backward over
-(image, head): the order of all sums is the same whatever the number of threads. The threads are ordinary ones (the
-kernels release the GIL), as many as `torch.set_num_threads` allows; Numba's own would ignore that setting, and its
-default pool aborts when two Python threads enter it.
+(image, head): the order of all sums is the same whatever the number of threads.
 """
 
-import functools
-import logging
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numba import njit
 from torch import Tensor
 
+from .numba_tools import OPTIONS, bfloat16_bits, bits, compiled, exponential
+from .threads import in_threads
 from .vector_loops import gather_bfloat16_rows, gather_rows, scatter_rows
 
-logger = logging.getLogger(__name__)
-
 BLOCK = 32
-# Numbers describing points that are worth another thread: starting one takes some 50 microseconds.
-WORK_PER_THREAD = 50_000
 
 Shapes = Sequence[tuple[int, int]]
 
-# No nnan, no ninf: a NaN must come out as NaN.
-OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
 _F = np.float32
 _ZERO, _HALF, _ONE = _F(0), _F(0.5), _F(1)
-
-
-def compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """Compiled at its first call, and kept on disk where some folder can be written to."""
-    try:
-        return njit(cache=True, **OPTIONS)(function)
-    except RuntimeError:
-        logger.warning(
-            "no folder to keep compiled code in (NUMBA_CACHE_DIR names one): compiling takes seconds each run"
-        )
-        return njit(**OPTIONS)(function)
 
 
 def forward(value: Tensor, shapes: Shapes, points: Tensor, weights: Tensor | None, reference: Tensor | None) -> Tensor:
@@ -60,13 +38,14 @@ def forward(value: Tensor, shapes: Shapes, points: Tensor, weights: Tensor | Non
         reference: None; or (Q, 2), the points that the offsets start from.
 
     Returns:
-        (B, Q, A*D) float32.
+        (B, Q, A*D) float32, or bfloat16 like the values.
     """
     batch, _, heads, channels = value.shape
     queries = points.shape[1]
-    out = torch.empty(batch, queries, heads * channels)
+    narrow = value.dtype == torch.bfloat16
+    out = torch.empty(batch, queries, heads * channels, dtype=torch.bfloat16 if narrow else torch.float32)
     arguments = (_rows(value), *_arguments(shapes, points, weights, reference))
-    in_threads(_forward, batch * heads * -(-queries // BLOCK), points.numel(), (*arguments, out.numpy()))
+    in_threads(_forward, batch * heads * -(-queries // BLOCK), points.numel(), (*arguments, bits(out)))
     return out
 
 
@@ -99,36 +78,14 @@ def _arguments(shapes: Shapes, points: Tensor, weights: Tensor | None, reference
 
 
 def _rows(value: Tensor) -> np.ndarray:
-    """The values as they are if they are bfloat16, by their bits, which NumPy takes for whole numbers; else float32."""
+    """(B, A, S, D), by their bits if they are bfloat16, else float32."""
     by_head = value.detach().transpose(1, 2).contiguous()
-    if value.dtype == torch.bfloat16:
-        return by_head.view(torch.uint16).numpy()
-    return _array(by_head)
+    return bits(by_head) if value.dtype == torch.bfloat16 else _array(by_head)
 
 
 def _array(x: Tensor) -> np.ndarray:
     """float32 without gaps; the array keeps the tensor's memory alive."""
     return x.detach().to(torch.float32).contiguous().numpy()
-
-
-def in_threads(kernel: Callable[..., None], items: int, work: int, arguments: tuple) -> None:
-    """Call kernel(first, last, *arguments) on equal parts of range(items)."""
-    threads = min(torch.get_num_threads(), items, max(1, work // WORK_PER_THREAD))
-    if threads < 2:
-        kernel(0, items, *arguments)
-        return
-    ends = [items * part // threads for part in range(threads + 1)]
-    pool = _pool(os.getpid(), threads - 1)
-    others = [pool.submit(kernel, ends[i], ends[i + 1], *arguments) for i in range(1, threads)]
-    kernel(ends[0], ends[1], *arguments)
-    for other in others:
-        other.result()
-
-
-@functools.lru_cache(maxsize=2)
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """One pool for each process: a fork has none of its parent's threads."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="deform_attn")
 
 
 @compiled
@@ -142,22 +99,24 @@ def _forward(first, last, value, levels, points, weights, column, reference, fus
     blocks = (queries + BLOCK - 1) // BLOCK
     place, attention = np.empty((2, size), np.float32), np.empty(size, np.float32)
     index, weight = np.empty((4, size), np.int32), np.empty((4, size), np.float32)
-    scratch = np.empty(size, np.int32)
+    gathered = np.empty(channels, np.float32)
     for item in range(first, last):
         image, head, start = item // blocks // heads, item // blocks % heads, item % blocks * BLOCK
         length = min(BLOCK, queries - start)
         _place(grid, points, weights, column, reference, fused, image, head, start, length, count, place, attention)
         if fused:
-            _softmax(attention, length, count, scratch)
+            _softmax(attention, length, count)
         _corners(grid, place, attention, length * count, index, weight)
+        rows = value.ctypes.data + value.itemsize * channels * (image * heads + head) * pixels
         for i in range(length):
-            into = out.ctypes.data + 4 * channels * ((image * queries + start + i) * heads + head)
-            rows = value.ctypes.data + value.itemsize * channels * (image * heads + head) * pixels
             at, by = index.ctypes.data + 4 * i * count, weight.ctypes.data + 4 * i * count
+            target = out[image, start + i, head * channels : (head + 1) * channels]
             if value.itemsize == 2:
-                gather_bfloat16_rows(into, rows, at, by, size, count, channels, channels)
+                gather_bfloat16_rows(gathered.ctypes.data, rows, at, by, size, count, channels, channels)
+                for c in range(channels):
+                    target[c] = bfloat16_bits(gathered[c])
             else:
-                gather_rows(into, rows, at, by, size, count, channels, channels)
+                gather_rows(target.ctypes.data, rows, at, by, size, count, channels, channels)
 
 
 @compiled
@@ -171,7 +130,6 @@ def _backward(first, last, value, levels, points, weights, column, reference, fu
     place, attention = np.empty((2, size), np.float32), np.empty(size, np.float32)
     index, weight = np.empty((4, size), np.int32), np.empty((4, size), np.float32)
     dots = np.empty((4, size), np.float32)
-    scratch = np.empty(size, np.int32)
     for item in range(first, last):
         image, head = item // heads, item % heads
         rows = 4 * channels * (image * pixels * heads + head)
@@ -179,7 +137,7 @@ def _backward(first, last, value, levels, points, weights, column, reference, fu
             length = min(BLOCK, queries - start)
             _place(grid, points, weights, column, reference, fused, image, head, start, length, count, place, attention)
             if fused:
-                _softmax(attention, length, count, scratch)
+                _softmax(attention, length, count)
             _corners(grid, place, attention, length * count, index, weight)
             dots[:] = _ZERO
             for i in range(length):
@@ -235,9 +193,8 @@ def _place(grid, points, weights, column, reference, fused, image, head, start, 
 
 
 @njit(**OPTIONS)
-def _softmax(x, length, count, scratch):
-    """Softmax over each `count` neighbours, in place. The exponential is Cephes' expf: libm's would not vectorise."""
-    power = scratch.view(np.float32)
+def _softmax(x, length, count):
+    """Softmax over each `count` neighbours, in place."""
     for i in range(length):
         row = x[i * count : (i + 1) * count]
         top = row[0]
@@ -246,22 +203,11 @@ def _softmax(x, length, count, scratch):
         for p in range(count):
             row[p] -= top
     for i in range(length * count):
-        exponent = max(x[i], _F(-87))
-        whole = np.floor(exponent * _F(1.44269504) + _HALF)
-        scratch[i] = (np.int32(whole) + np.int32(127)) << np.int32(23)  # the bits of 2 ** whole
-        r = (exponent - whole * _F(0.693359375)) + whole * _F(2.12194440e-4)
-        series = _F(1.9875691500e-4)
-        series = series * r + _F(1.3981999507e-3)
-        series = series * r + _F(8.3334519073e-3)
-        series = series * r + _F(4.1665795894e-2)
-        series = series * r + _F(1.6666665459e-1)
-        series = series * r + _F(5.0000001201e-1)
-        x[i] = (series * r * r + r + _ONE) + _ZERO * x[i]  # the last term lets a NaN through
+        x[i] = exponential(x[i])
     for i in range(length):
         row = x[i * count : (i + 1) * count]
         total = _ZERO
         for p in range(count):
-            row[p] *= power[i * count + p]
             total += row[p]
         total = _ONE / total
         for p in range(count):

@@ -1,10 +1,8 @@
-"""The two innermost loops of deformable attention as LLVM vector code, for use inside Numba functions.
+"""Innermost loops of attention, deformable and in windows, as LLVM vector code for use inside Numba functions.
 
 Left to LLVM's own vectoriser these loops, 32 numbers long and full of addresses it cannot tell apart, take three times
 as long. Addresses are integers; rows are float32; four `index` and `weight` arrays, one for each corner of a bilinear
 sample, lie `stride` elements apart.
-
-Numba's cache on disk watches the file of the compiled function only: after a change here, touch `numba_kernels.py`.
 """
 
 import functools
@@ -18,6 +16,8 @@ from numba.extending import intrinsic
 CORNERS = 4
 # Vector length and vectors at a time: the second serves what the first leaves over, the third the odd rest.
 SHAPES = ((16, 2), (8, 1), (1, 1))
+# Rows of a product at a time, likewise.
+HEIGHTS = (4, 1)
 
 _INT = ir.IntType(64)
 _FLOAT = ir.FloatType()
@@ -123,11 +123,7 @@ def _corner(
     """Row number, and the weight in every lane."""
     offset = _offset(builder, stride, point, corner)
     at = builder.sext(builder.load(_element(builder, index, offset, ir.IntType(32))), _INT)
-    factor = builder.load(_element(builder, weight, offset, _FLOAT))
-    undefined = ir.Constant(ir.VectorType(_FLOAT, lanes), ir.Undefined)
-    first = builder.insert_element(undefined, factor, ir.Constant(ir.IntType(32), 0))
-    everywhere = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
-    return at, builder.shuffle_vector(first, undefined, everywhere)
+    return at, _everywhere(builder, builder.load(_element(builder, weight, offset, _FLOAT)), lanes)
 
 
 def _offset(builder: ir.IRBuilder, stride: ir.Value, point: ir.Value, corner: int) -> ir.Value:
@@ -166,3 +162,57 @@ def _sum(builder: ir.IRBuilder, vector: ir.Value, lanes: int) -> ir.Value:
         ]
         vector = builder.fadd(*halves)
     return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
+
+
+@intrinsic
+def multiply_add(typingctx, out, a, b, rows, inner, columns, out_row, a_row, a_column, b_row):
+    """out (rows, columns) += a (rows, inner) @ b (inner, columns); `..._row` and `..._column` are steps, in numbers."""
+
+    def emit(builder: ir.IRBuilder, args: list[ir.Value]) -> None:
+        out, a, b, rows, inner, columns, out_row, a_row, a_column, b_row = args
+
+        def block(first: ir.Value, height: int) -> None:
+            starts = [builder.add(first, ir.Constant(_INT, i)) for i in range(height)]
+
+            def chunk(start: ir.Value, lanes: int, vectors: int) -> None:
+                targets = [
+                    _vector(builder, out, builder.add(start, builder.mul(row, out_row)), number, lanes)
+                    for row in starts
+                    for number in range(vectors)
+                ]
+                sums = [cgutils.alloca_once_value(builder, builder.load(target, align=4)) for target in targets]
+                for total, target in zip(sums, targets, strict=True):
+                    builder.store(builder.load(target, align=4), total)
+                with cgutils.for_range(builder, inner) as step:
+                    source = builder.add(start, builder.mul(step.index, b_row))
+                    right = [
+                        builder.load(_vector(builder, b, source, number, lanes), align=4) for number in range(vectors)
+                    ]
+                    for i, row in enumerate(starts):
+                        at = builder.add(builder.mul(row, a_row), builder.mul(step.index, a_column))
+                        left = _everywhere(builder, builder.load(_element(builder, a, at, _FLOAT)), lanes)
+                        for total, samples in zip(sums[i * vectors :], right, strict=False):
+                            product = builder.fmul(left, samples, flags=_CONTRACT)
+                            builder.store(builder.fadd(builder.load(total), product, flags=_CONTRACT), total)
+                for total, target in zip(sums, targets, strict=True):
+                    builder.store(builder.load(total), target, align=4)
+
+            _in_chunks(builder, columns, chunk)
+
+        done: ir.Value = ir.Constant(_INT, 0)
+        for height in HEIGHTS:
+            size = ir.Constant(_INT, height)
+            end = builder.sub(rows, builder.srem(builder.sub(rows, done), size))
+            with cgutils.for_range_slice(builder, done, end, size, intp=_INT) as (first, _):
+                block(first, height)
+            done = end
+
+    return _definition(10, emit)
+
+
+def _everywhere(builder: ir.IRBuilder, number: ir.Value, lanes: int) -> ir.Value:
+    """The number in every lane."""
+    undefined = ir.Constant(ir.VectorType(_FLOAT, lanes), ir.Undefined)
+    first = builder.insert_element(undefined, number, ir.Constant(ir.IntType(32), 0))
+    everywhere = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
+    return builder.shuffle_vector(first, undefined, everywhere)

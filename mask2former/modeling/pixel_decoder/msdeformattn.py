@@ -120,6 +120,11 @@ class MSDeformAttnPixelDecoder(nn.Module):
             mask features (B, mask_dim, H, W) at the common stride; the coarsest encoded level; three levels
             (B, conv_dim, H_i, W_i) for the transformer decoder, coarsest first.
         """
+        maps = self.pyramid(features)
+        return self.mask_features(maps[-1]), maps[0], maps[:MULTI_SCALE_LEVELS]
+
+    def pyramid(self, features: dict[str, Tensor]) -> list[Tensor]:
+        """The encoded levels, and finer maps up to what `mask_features` is applied to; (B, conv_dim, H_i, W_i)."""
         inputs = [
             project(features[name]) for name, project in zip(self.transformer_in_features, self.input_proj, strict=True)
         ]
@@ -134,11 +139,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
             adapted = lateral(finer)
             coarse = F.interpolate(levels[-1], adapted.shape[-2:], mode="bilinear", align_corners=False)
             levels.append(smooth(adapted + coarse))
-        if convolution.is_projection(self.mask_features, levels[-1]):
-            mask_features = convolution.to_channels_last(self.mask_features, levels[-1])
-        else:
-            mask_features = self.mask_features(levels[-1])
-        return mask_features, levels[0], levels[:MULTI_SCALE_LEVELS]
+        return levels
 
 
 class DeformableTransformer(nn.Module):
@@ -172,7 +173,7 @@ class DeformableTransformer(nn.Module):
         ).to(pixels.dtype)  # (S, C)
         centers = pixel_centers(shapes, device)
         layers: Any = self.encoder.layers
-        if may_run_in_blocks(pixels) and all(map(encoder_blocks.serves, layers)):
+        if may_run_in_blocks(pixels) and len(layers) and all(map(encoder_blocks.serves, layers)):
             pixels = encoder_blocks.encode(layers, pixels, position, centers, shapes)
         else:
             for layer in layers:

@@ -6,14 +6,14 @@ B images, Q queries, C channels, K classes, L = 3 levels, h w size of a level, H
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
 from ..layers import MLP, Attention, projection
 from ..position_encoding import sine_position_encoding
+from ..resizing import resized
 from .build import TRANSFORMER_DECODER_REGISTRY
-from .prediction import Prediction, mask_logits
+from .prediction import Prediction
 
 NUM_LEVELS = 3
 
@@ -94,14 +94,24 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             "enforce_input_project": mask_former.ENFORCE_INPUT_PROJ,
         }
 
-    def forward(self, x: list[Tensor], mask_features: Tensor, mask: Tensor | None = None) -> Prediction:
+    def forward(
+        self,
+        x: list[Tensor],
+        mask_features: Tensor,
+        mask: Tensor | None = None,
+        *,
+        mask_projection: nn.Module | None = None,
+        keys_dtype: torch.dtype | None = None,
+    ) -> Prediction:
         """Predict Q classes and masks.
 
         Args:
             x: L levels of (B, in_channels, h, w), the coarsest first.
-            mask_features: (B, mask_dim, H, W). Without autocast their type is the one in which keys and values of all
-                but the coarsest level are projected; everything else is done in the type of the weights.
+            mask_features: (B, mask_dim, H, W).
             mask: part of the published signature; padding is not masked, so it must be None.
+            mask_projection: a 1 x 1 convolution that the mask features have yet to go through. The queries go through
+                it instead, of which there are fewer: e . (W x + b) = (e W) . x + e . b.
+            keys_dtype: type in which keys and values of all but the coarsest level are projected; by default theirs.
 
         Returns:
             What the last layer predicts, "pred_logits" (B, Q, K+1) and "pred_masks" (B, Q, H, W), and as "aux_outputs"
@@ -109,29 +119,24 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         """
         if len(x) != NUM_LEVELS or mask is not None:
             raise ValueError(f"Expected {NUM_LEVELS} feature levels and no padding mask, got {len(x)} and {mask!r}.")
-        sizes = [tuple(level.shape[-2:]) for level in x]
-        wide = narrow = self.level_embed.weight.dtype
-        if mask_features.dtype != wide and not torch.is_autocast_enabled(mask_features.device.type):
-            narrow, mask_features = mask_features.dtype, mask_features.to(wide)
+        sizes = [(level.shape[-2], level.shape[-1]) for level in x]
         memory = [self._flatten(level, i) for i, level in enumerate(x)]
-        # All but the coarsest, which has few pixels: rounding it would gain no time, and move masks the most.
-        memory[1:] = [(keys.to(narrow), values.to(narrow)) for keys, values in memory[1:]]
+        if keys_dtype is not None:
+            # The coarsest has few pixels: rounding it would gain no time, and move masks the most.
+            memory[1:] = [(keys.to(keys_dtype), values.to(keys_dtype)) for keys, values in memory[1:]]
         # Resizing and the product with a query are both linear: resize the features once, not every query's mask.
-        small_mask_features = [
-            F.interpolate(mask_features.detach(), size, mode="bilinear", align_corners=False).flatten(2)
-            for size in sizes
-        ]
+        small_mask_features = [resized(mask_features.detach(), size).flatten(2) for size in sizes]
         batch = mask_features.shape[0]
         queries = self.query_feat.weight.expand(batch, -1, -1)
         position = self.query_embed.weight.expand(batch, -1, -1)
-        predictions = [self._predict(queries, mask_features)]
+        predictions = [self._predict(queries, mask_features, mask_projection)]
         for i in range(len(self.transformer_cross_attention_layers)):
             level = i % NUM_LEVELS
-            allowed = attention_mask(predictions[-1]["mask_embed"], small_mask_features[level])
+            allowed = attention_mask(predictions[-1].logits(small_mask_features[level]))
             queries = self.transformer_cross_attention_layers[i](queries, *memory[level], position, allowed)
             queries = self.transformer_self_attention_layers[i](queries, position)
             queries = self.transformer_ffn_layers[i](queries)
-            predictions.append(self._predict(queries, mask_features))
+            predictions.append(self._predict(queries, mask_features, mask_projection))
         *earlier, last = predictions
         last["aux_outputs"] = earlier
         if not self.training:  # results need the last layer's masks; the criterion makes those that it compares
@@ -145,28 +150,31 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         values = projected.flatten(2).transpose(1, 2) + self.level_embed.weight[level]
         return values + sine_position_encoding(height, width, channels, values.device, values.dtype), values
 
-    def _predict(self, queries: Tensor, mask_features: Tensor) -> Prediction:
+    def _predict(self, queries: Tensor, mask_features: Tensor, projection: nn.Module | None) -> Prediction:
         """What the queries (B, Q, C) stand for."""
         state = self.decoder_norm(queries)
-        return Prediction(
-            pred_logits=self.class_embed(state), mask_embed=self.mask_embed(state), mask_features=mask_features
-        )
+        embed = self.mask_embed(state)
+        prediction = Prediction(pred_logits=self.class_embed(state), mask_embed=embed, mask_features=mask_features)
+        if projection is not None:
+            prediction["mask_embed"] = embed @ projection.weight.flatten(1)
+            if projection.bias is not None:
+                prediction["mask_bias"] = (embed @ projection.bias)[..., None]
+        return prediction
 
 
 @torch.no_grad()
-def attention_mask(mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:
+def attention_mask(mask_logits: Tensor) -> Tensor:
     """Let each query look only inside its own predicted mask.
 
     A query whose mask is empty looks everywhere: a softmax over nothing is undefined.
 
     Args:
-        mask_embeddings: (B, Q, C).
-        mask_features: (B, C, S), the mask features resized to the level attended to.
+        mask_logits: (B, Q, S), of the pixels of the level attended to.
 
     Returns:
         (B, 1, Q, S) bool, True where the query may look; one mask for all heads.
     """
-    inside = mask_logits(mask_embeddings, mask_features) >= 0  # the logit of probability one half
+    inside = mask_logits >= 0  # the logit of probability one half
     return (inside | ~inside.any(-1, keepdim=True))[:, None]
 
 
