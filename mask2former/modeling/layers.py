@@ -8,7 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .packed_linear import is_ordinary
+from .ops.deform_attn import choose_backend
+from .packed_linear import is_ordinary, may_run_in_blocks
+
+# On fewer keys PyTorch's kernel is as fast.
+KEYS = 2048
 
 
 class Attention(nn.Module):
@@ -40,7 +44,6 @@ class Attention(nn.Module):
             (B, Q, C).
         """
         q, k, v = (self._heads(x, i) for i, x in enumerate((query, key, value)))
-        k, v = k.to(q.dtype), v.to(q.dtype)
         dropout = self.dropout if self.training else 0.0
         attended = _attend(q, k, v, allowed, dropout)  # (B, A, Q, C/A)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
@@ -55,12 +58,29 @@ class Attention(nn.Module):
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, dropout: float) -> Tensor:
     """Attention of heads; see `F.scaled_dot_product_attention`."""
+    if allowed is not None and not dropout and _has_kernel(q, k, allowed):
+        from .masked_attention_kernels import masked_attention  # here: Numba takes its time to import
+
+        return masked_attention(q, k, v, allowed)
+    k, v = k.to(q.dtype), v.to(q.dtype)
     if torch.is_grad_enabled() and is_ordinary(q) and q.dtype == torch.bfloat16:
         # The gradient of PyTorch's kernel for bfloat16 takes longer than float32's.
         with torch.autocast("cpu", enabled=False):
             wide = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=allowed, dropout_p=dropout)
         return wide.to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
+
+
+def _has_kernel(q: Tensor, k: Tensor, allowed: Tensor) -> bool:
+    """Whether this is worth our kernel, and of the types it takes."""
+    return (
+        k.shape[2] >= KEYS
+        and allowed.shape == (len(q), 1, q.shape[2], k.shape[2])
+        and may_run_in_blocks(q)
+        and q.dtype == torch.float32
+        and k.dtype in (torch.float32, torch.bfloat16)
+        and choose_backend("cpu", q.dtype) == "numba"
+    )
 
 
 class MLP(nn.Module):

@@ -15,7 +15,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from .numba_tools import OPTIONS, bfloat16_bits, bits, compiled, exponential
+from .numba_tools import OPTIONS, bfloat16_bits, bits, compiled, exponential, number
 from .threads import in_threads
 from .vector_loops import gather_bfloat16_rows, gather_rows, scatter_rows
 
@@ -70,17 +70,22 @@ def _arguments(shapes: Shapes, points: Tensor, weights: Tensor | None, reference
     """The kernels' common arguments: levels, points, weights and their first column, reference, fused."""
     sizes = np.array(shapes, dtype=np.int64).reshape(-1, 2)
     levels = np.column_stack([sizes, np.cumsum(sizes.prod(1)) - sizes.prod(1)]).astype(np.int32)
-    at = _array(points)
+    at = _points(points)
     if weights is None:
         assert reference is not None
         return levels, at, at, at.shape[2] // 3 * 2, _array(reference), True
-    return levels, at, _array(weights), 0, np.zeros((1, 2), np.float32), False
+    return levels, at, _points(weights), 0, np.zeros((1, 2), np.float32), False
 
 
 def _rows(value: Tensor) -> np.ndarray:
     """(B, A, S, D), by their bits if they are bfloat16, else float32."""
     by_head = value.detach().transpose(1, 2).contiguous()
     return bits(by_head) if value.dtype == torch.bfloat16 else _array(by_head)
+
+
+def _points(x: Tensor) -> np.ndarray:
+    """Of points and weights as `_rows` of values."""
+    return bits(x.detach().contiguous()) if x.dtype == torch.bfloat16 else _array(x)
 
 
 def _array(x: Tensor) -> np.ndarray:
@@ -177,9 +182,9 @@ def _place(grid, points, weights, column, reference, fused, image, head, start, 
         at = points[image, start + i, head * 2 * count : (head + 1) * 2 * count]
         of = weights[image, start + i, column + head * count : column + (head + 1) * count]
         for p in range(count):
-            x[i * count + p] = at[2 * p]
-            y[i * count + p] = at[2 * p + 1]
-            attention[i * count + p] = of[p]
+            x[i * count + p] = number(at[2 * p])
+            y[i * count + p] = number(at[2 * p + 1])
+            attention[i * count + p] = number(of[p])
     if fused:
         for i in range(length):
             right, down = reference[start + i]

@@ -3,7 +3,7 @@
 Sampling needs the values of all pixels; what comes between two samplings looks at each pixel alone. So the end of a
 layer and the beginning of the next are done while a block of pixels is in the cache, into memory that all layers share.
 
-B images, S pixels of all levels in a row, C channels, R rows of a block.
+B images, S pixels of all levels in a row, C channels, R rows of a block, A heads, D = C / A.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -55,22 +55,22 @@ def encode(
     pixels = pixels.float()
     batch, total, _ = pixels.shape
     with torch.autocast("cpu", enabled=False):
-        value = torch.empty_like(pixels, dtype=dtype)  # sampled as the product gives them
-        attention = layers[0].self_attn
+        # Both are sampled as the products give them; the values are kept head by head.
+        attention, heads = layers[0].self_attn, layers[0].self_attn.heads
+        value = pixels.new_empty(batch, heads, total, pixels.shape[2] // heads, dtype=dtype)
         columns = attention.sampling_offsets.out_features + attention.attention_weights.out_features
-        projected = pixels.new_empty(batch, total, columns)
+        projected = pixels.new_empty(batch, total, columns, dtype=dtype)
         begin = [_beginning(layer, dtype) for layer in layers]
         for image, rows in _blocks(batch, total):
-            begin[0](pixels[image, rows], position[rows], value[image, rows], projected[image, rows])
+            begin[0](pixels[image, rows], position[rows], value[image, :, rows], projected[image, rows])
         for number, layer in enumerate(layers):
-            heads = layer.self_attn.heads
-            sampled = ms_deform_attn_projected(value.unflatten(2, (heads, -1)), shapes, centers, projected)
+            sampled = ms_deform_attn_projected(value.transpose(1, 2), shapes, centers, projected)
             end = _end(layer, dtype)
             for image, rows in _blocks(batch, total):
                 block = end(pixels[image, rows], sampled[image, rows])
                 pixels[image, rows] = block
                 if number + 1 < len(layers):
-                    begin[number + 1](block, position[rows], value[image, rows], projected[image, rows])
+                    begin[number + 1](block, position[rows], value[image, :, rows], projected[image, rows])
     return pixels
 
 
@@ -81,7 +81,7 @@ def _blocks(batch: int, total: int) -> Iterator[tuple[int, slice]]:
 
 
 def _beginning(layer: "DeformableEncoderLayer", dtype: torch.dtype) -> Callable[[Tensor, Tensor, Tensor, Tensor], None]:
-    """What comes before sampling: pixels and position (R, C) to values (R, C), and offsets and logits (R, A*L*P*3)."""
+    """What comes before sampling: pixels and position (R, C) to values (A, R, D), offsets and logits (R, A*L*P*3)."""
     attention = layer.self_attn
     to_value = packed_linear(attention.value_proj, dtype, ROWS)
     # Two projections of the same queries, as one matrix product.
@@ -89,8 +89,8 @@ def _beginning(layer: "DeformableEncoderLayer", dtype: torch.dtype) -> Callable[
     weight, bias = (torch.cat([getattr(part, name) for part in parts]).to(dtype) for name in ("weight", "bias"))
 
     def begin(pixels: Tensor, position: Tensor, value: Tensor, projected: Tensor) -> None:
-        value.copy_(to_value(pixels.to(dtype)))
-        projected.copy_(F.linear((pixels + position).to(dtype), weight, bias))
+        value.copy_(to_value(pixels.to(dtype)).unflatten(1, (len(value), -1)).transpose(0, 1))
+        torch.addmm(bias, (pixels + position).to(dtype), weight.T, out=projected)
 
     return begin
 
