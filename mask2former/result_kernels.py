@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .modeling.ops.numba_tools import OPTIONS, compiled, exponential
 from .modeling.ops.threads import in_threads
-from .taps import taps
+from .taps import TAPS, taps
 
 Size = tuple[int, int]
 # Pixels of a block of rows that goes through all maps, one after another: they stay in the processor's cache.
@@ -134,23 +134,30 @@ def _resized(first, last, maps, rows, row_weights, columns, column_weights, star
 
 @compiled
 def _instances(first, last, maps, rows, row_weights, columns, column_weights, slots, masks, sums, boxes):
-    """Items are maps."""
-    height, width = masks.shape[1:]
-    top, bottom = _extent(rows, 0, height)
-    wide = np.empty((bottom - top + 1, width), np.float32)
-    logits, hit = np.empty(width, np.float32), np.empty(width, np.uint8)
+    """Items are maps. Without a positive logit around it no pixel is inside, and most masks are small."""
+    buffer = np.empty(maps.shape[1] * masks.shape[2], np.float32)
+    line, hit = np.empty(masks.shape[2], np.float32), np.empty(masks.shape[2], np.uint8)
     for n in range(first, last):
-        _columns(maps[n], top, bottom, columns, column_weights, wide)
-        hit[:] = 0
-        upper, lower = height, 0
-        for y in range(height):
+        mask = masks[slots[n]]
+        mask[:] = False
+        start, stop, left, right = _reach(maps[n], rows, columns)
+        if start == stop or left == right:
+            continue
+        top, bottom = _extent(rows, start, stop)
+        width = right - left
+        wide = buffer[: (bottom - top + 1) * width].reshape(bottom - top + 1, width)
+        _columns(maps[n], top, bottom, columns[left:right], column_weights[left:right], wide)
+        logits, seen = line[:width], hit[:width]
+        seen[:] = 0
+        upper, lower = stop, start
+        for y in range(start, stop):
             _row(wide, top, rows[y], row_weights[y], logits)
-            target = masks[slots[n], y]
+            target = mask[y, left:right]
             area, certainty = np.int32(0), _F(0)
             for x in range(width):
                 inside = logits[x] > _F(0)
                 target[x] = inside
-                hit[x] |= np.uint8(inside)
+                seen[x] |= np.uint8(inside)
                 area += np.int32(inside)
             if area:
                 for x in range(width):
@@ -158,13 +165,50 @@ def _instances(first, last, maps, rows, row_weights, columns, column_weights, sl
                 upper, lower = min(upper, y), y + 1
                 sums[0, n] += area
                 sums[1, n] += certainty
-        if lower:
-            left, right = 0, width
-            while not hit[left]:
-                left += 1
-            while not hit[right - 1]:
-                right -= 1
-            boxes[n, 0], boxes[n, 1], boxes[n, 2], boxes[n, 3] = left, upper, right, lower
+        if upper < lower:
+            before, after = 0, width
+            while not seen[before]:
+                before += 1
+            while not seen[after - 1]:
+                after -= 1
+            boxes[n, 0], boxes[n, 1], boxes[n, 2], boxes[n, 3] = left + before, upper, left + after, lower
+
+
+@njit(**OPTIONS)
+def _reach(logits, rows, columns):
+    """The output rows, then the output columns, that read a row or column with a positive logit, as ranges."""
+    height, width = logits.shape
+    above = np.zeros(width, np.uint8)
+    first, last = height, -1
+    for y in range(height):
+        row, found = logits[y], np.uint8(0)
+        for x in range(width):
+            above[x] |= np.uint8(row[x] > _F(0))
+        for x in range(width):
+            found |= np.uint8(row[x] > _F(0))
+        if found:
+            first, last = min(first, y), y
+    if last < 0:
+        return 0, 0, 0, 0
+    left, right = 0, width - 1
+    while not above[left]:
+        left += 1
+    while not above[right]:
+        right -= 1
+    start, stop = _readers(rows, first, last)
+    before, after = _readers(columns, left, right)
+    return start, stop, before, after
+
+
+@njit(**OPTIONS)
+def _readers(taps, first, last):
+    """The outputs, as a range, of which a tap lies in first ... last; taps grow from one output to the next."""
+    start, stop = 0, taps.shape[0]
+    while start < stop and taps[start, TAPS - 1] < first:
+        start += 1
+    while stop > start and taps[stop - 1, 0] > last:
+        stop -= 1
+    return start, stop
 
 
 @compiled
