@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .swin import SwinBlock
 
 # Pixels that go through a block together.
-ROWS = 2048
+ROWS = 4096
 # Types of the window kernel.
 SERVED = (torch.float32, torch.bfloat16)
 

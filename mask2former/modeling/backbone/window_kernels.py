@@ -67,14 +67,12 @@ def _attend(first, last, numbers, bias, scale, out):
                 scores.ctypes.data, keys, queries.ctypes.data, pixels, channels, padded, padded, row, 1, padded
             )
             _exponentials(scores, top, total)
-            target = out[window, :, head]
-            multiply_add(
-                target.ctypes.data, scores.ctypes.data, values, pixels, pixels, channels, row // 3, 1, padded, row
-            )
+            sums = out[window, 0, head].ctypes.data
+            multiply_add(sums, scores.ctypes.data, values, pixels, pixels, channels, row // 3, 1, padded, row)
             for i in range(pixels):
-                share = _F(1) / total[i]
+                target, share = out[window, i, head], _F(1) / total[i]
                 for c in range(channels):
-                    target[i, c] *= share
+                    target[c] *= share
 
 
 @njit(**OPTIONS)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .msdeformattn import DeformableEncoderLayer, Shapes
 
 # R: activations of a block stay in the cache, and the order of the weights suits it.
-ROWS = 1024
+ROWS = 2048
 
 
 def serves(layer: "DeformableEncoderLayer") -> bool:
