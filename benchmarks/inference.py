@@ -4,6 +4,7 @@ python benchmarks/inference.py --config r50 --size 800 1088
 python benchmarks/inference.py --config swin_t --against transformers
 python benchmarks/inference.py --batches 1 2 4 8 --size 320 480
 python benchmarks/inference.py --device cuda --batches 1 8 --compile
+python benchmarks/inference.py --device cuda --batches 1 --compile reduce-overhead      with CUDA graphs
 python benchmarks/inference.py --config configs/shapes/panoptic.yaml --weights output/shapes/model_final.pth \\
     --images datasets/shapes/val/images/*.jpg --size 144 192      what bfloat16 changes in a trained model
 """
@@ -35,7 +36,11 @@ def main() -> None:
     parser.add_argument("--against", choices=["plain", "transformers"], default="plain")
     parser.add_argument("--batches", type=int, nargs="+", help="throughput of batches of mixed sizes instead")
     parser.add_argument(
-        "--compile", action="store_true", help="with --batches: also by torch.compile, and all images of one size"
+        "--compile",
+        nargs="?",
+        const="default",
+        choices=("default", "reduce-overhead"),
+        help="with --batches: also by torch.compile, in this mode, and all images of one size",
     )
     parser.add_argument(
         "--profile",
@@ -213,13 +218,14 @@ def throughput(args: Any) -> None:
     """Images per second of batches, and peak memory on a GPU; sizes are mixed, every third image is upright."""
     sides: dict[str, Callable] = {"float32": build(args.config, device=args.device)}
     if args.device == "cuda":
-        sides["bfloat16"] = build(args.config, PRECISION, "bfloat16", device=args.device)
+        for half in ("bfloat16", "float16"):
+            sides[half] = build(args.config, PRECISION, half, device=args.device)
         plain = PlainModel(sides["float32"])
         sides |= {"plain": plain, "plain in bfloat16": torch.autocast("cuda", torch.bfloat16)(plain)}
     if args.compile:
         sides["bfloat16 compiled"] = compiled = build(args.config, PRECISION, "bfloat16", device=args.device)
         for part in (compiled.backbone, compiled.sem_seg_head):
-            part.compile(fullgraph=True, dynamic=False)
+            part.compile(fullgraph=True, dynamic=False, mode=args.compile)
     height, width = args.size
     unit = clock(args.device)
     rows = []

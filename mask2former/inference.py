@@ -111,31 +111,19 @@ def instance_inference(
     if classes is not None:
         keep = torch.isin(labels, torch.tensor(classes, dtype=labels.dtype, device=labels.device))
         scores, queries, labels = scores[keep], queries[keep], labels[keep]
-    if (kernels := _kernels(mask_logits.device)) and mask_logits.is_cuda:
+    if kernels := _kernels(mask_logits.device):
         masks, area, certainty, boxes = kernels.instances(kernels.Resize(mask_logits, *frame), queries)
-        return InstanceResult(masks, boxes, scores * (certainty / (area + 1e-6)), labels)
-    distinct, row = queries.unique(return_inverse=True)  # one query may come with several classes
-    masks = torch.empty(len(row), *frame.output, dtype=torch.bool, device=mask_logits.device)
-    area, certainty, boxes = _fill_masks(mask_logits[distinct], frame, row, masks)
-    return InstanceResult(masks, boxes[row], scores * (certainty / (area + 1e-6))[row], labels)
+    else:
+        masks, area, certainty, boxes = _instances(mask_logits, frame, queries)
+    return InstanceResult(masks, boxes, scores * (certainty / (area + 1e-6)), labels)
 
 
-def _fill_masks(mask_logits: Tensor, frame: Frame, row: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Masks of the distinct queries (N, h, w), written to where `row` has the query's number.
-
-    Returns:
-        area (N), sum of the probabilities inside (N), boxes (N, 4).
-    """
-    height, width = frame.output
-    distinct, device = len(mask_logits), mask_logits.device
-    if (kernels := _kernels(device)) and distinct:
-        numbers = row.tolist()
-        slots = [numbers.index(n) for n in range(distinct)]
-        filled = kernels.instances(kernels.Resize(mask_logits, *frame), masks, slots)
-        for slot, n in enumerate(numbers):
-            if slots[n] != slot:
-                masks[slot] = masks[slots[n]]
-        return filled
+def _instances(mask_logits: Tensor, frame: Frame, queries: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `result_kernels.instances`."""
+    (height, width), device = frame.output, mask_logits.device
+    numbers, row = queries.unique(return_inverse=True)  # one query may come with several classes
+    distinct, mask_logits = len(numbers), mask_logits[numbers]
+    masks = torch.empty(len(queries), height, width, dtype=torch.bool, device=device)
     source = resized_rows(image_rows(mask_logits, frame), frame.image, frame.output)
     area = torch.zeros(distinct, device=device)
     certainty = torch.zeros(distinct, device=device)
@@ -149,7 +137,7 @@ def _fill_masks(mask_logits: Tensor, frame: Frame, row: Tensor, masks: Tensor) -
         certainty += (logits.sigmoid() * inside).sum((1, 2))
         rows_hit[:, start:stop] = inside.any(2)
         columns_hit |= inside.any(1)
-    return area, certainty, _boxes(rows_hit, columns_hit)
+    return masks, area[row], certainty[row], _boxes(rows_hit, columns_hit)[row]
 
 
 def panoptic_inference(

@@ -47,21 +47,25 @@ def resized(maps: Resize, start: int, stop: int, *, sigmoid: bool) -> Tensor:
     return out
 
 
-def instances(maps: Resize, masks: Tensor, slots: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Write the pixels with positive logits of map n to masks[slots[n]].
-
-    Args:
-        masks: (any, H, W) bool, overwritten at the slots.
+def instances(maps: Resize, queries: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Pixels with positive logits of the maps that `queries` (M) int64 names, in its order.
 
     Returns:
-        (N) float32 area, (N) float32 sum of probabilities inside, (N, 4) float32 boxes, 0 where a mask is empty.
+        (M, H, W) bool masks, (M) float32 area, (M) float32 sum of probabilities inside, (M, 4) float32 boxes, 0 where
+        a mask is empty.
     """
-    count = len(maps.maps)
+    numbers, row = queries.unique(return_inverse=True)  # a map may be named several times, for several classes
+    count, places = len(numbers), row.tolist()
+    slots = [places.index(n) for n in range(count)]
+    masks = torch.empty(len(queries), *maps.output, dtype=torch.bool)
     sums, boxes = np.zeros((2, count)), np.zeros((count, 4), np.float32)
-    arguments = (*maps.arguments, np.array(slots, np.int64), masks.numpy(), sums, boxes)
-    in_threads(_instances, count, count * masks[0].numel() if count else 0, arguments)
+    arguments = (*maps.arguments, numbers.numpy(), np.array(slots, np.int64), masks.numpy(), sums, boxes)
+    in_threads(_instances, count, masks.numel(), arguments)
+    for slot, n in enumerate(places):
+        if slots[n] != slot:
+            masks[slot] = masks[slots[n]]
     area, certainty = torch.from_numpy(sums).float()
-    return area, certainty, torch.from_numpy(boxes)
+    return masks, area[row], certainty[row], torch.from_numpy(boxes)[row]
 
 
 def claims(maps: Resize, scores: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -133,20 +137,20 @@ def _resized(first, last, maps, rows, row_weights, columns, column_weights, star
 
 
 @compiled
-def _instances(first, last, maps, rows, row_weights, columns, column_weights, slots, masks, sums, boxes):
-    """Items are maps. Without a positive logit around it no pixel is inside, and most masks are small."""
+def _instances(first, last, maps, rows, row_weights, columns, column_weights, numbers, slots, masks, sums, boxes):
+    """Items are numbers of maps. Without a positive logit around it no pixel is inside, and most masks are small."""
     buffer = np.empty(maps.shape[1] * masks.shape[2], np.float32)
     line, hit = np.empty(masks.shape[2], np.float32), np.empty(masks.shape[2], np.uint8)
     for n in range(first, last):
-        mask = masks[slots[n]]
+        source, mask = maps[numbers[n]], masks[slots[n]]
         mask[:] = False
-        start, stop, left, right = _reach(maps[n], rows, columns)
+        start, stop, left, right = _reach(source, rows, columns)
         if start == stop or left == right:
             continue
         top, bottom = _extent(rows, start, stop)
         width = right - left
         wide = buffer[: (bottom - top + 1) * width].reshape(bottom - top + 1, width)
-        _columns(maps[n], top, bottom, columns[left:right], column_weights[left:right], wide)
+        _columns(source, top, bottom, columns[left:right], column_weights[left:right], wide)
         logits, seen = line[:width], hit[:width]
         seen[:] = 0
         upper, lower = stop, start

@@ -75,7 +75,16 @@ def _attend(first, last, queries, keys, values, allowed, chunks, out):
                 asked = queries.ctypes.data + 4 * channels * ((image * count + query) * heads + head)
                 into = out.ctypes.data + 4 * channels * ((image * count + query) * heads + head)
                 multiply_add(
-                    scores.ctypes.data, asked, by_channel.ctypes.data, height, channels, BLOCK, BLOCK, step, 1, BLOCK + 16
+                    scores.ctypes.data,
+                    asked,
+                    by_channel.ctypes.data,
+                    height,
+                    channels,
+                    BLOCK,
+                    BLOCK,
+                    step,
+                    1,
+                    BLOCK + 16,
                 )
                 for i in range(height):
                     line, look = scores[i], allowed[image, 0, query + i, begin : begin + length]
@@ -116,7 +125,7 @@ def _load(keys, values, head, begin, length, by_channel, rows):
 
 @njit(**OPTIONS)
 def _rescale(line, lanes, query, top, total, sums):
-    """Turn a block's logits into weights in place; scale down what was summed before if there is a new largest logit."""
+    """Turn a block's logits into weights, in place; a new largest logit scales down what was summed before."""
     # Loop by loop: LLVM vectorises none that does more.
     lanes[:] = top[query]
     for start in range(0, BLOCK, 32):

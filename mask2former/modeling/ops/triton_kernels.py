@@ -137,6 +137,27 @@ def _softmax(logits, at, alive, count: tl.constexpr):
 
 
 @triton.jit
+def _place(queries, heads: tl.constexpr, channels: tl.constexpr, rows: tl.constexpr, width: tl.constexpr):
+    """What a program serves: queries, channels, image and head; the queries' rows in all images; which there are."""
+    query = tl.program_id(0) * rows + tl.arange(0, rows)
+    channel = tl.arange(0, width)
+    image, head = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
+    return query, channel, image, head, image * queries + query, query < queries, channel < channels
+
+
+@triton.jit
+def _start(reference, weights, query, weight_at, alive, count: tl.constexpr, rows: tl.constexpr, fused: tl.constexpr):
+    """The queries' reference points, and what `_softmax` says of their logits; zeros where nothing is fused."""
+    right, down = tl.zeros((rows,), tl.float32), tl.zeros((rows,), tl.float32)
+    top, scale = right, down
+    if fused:
+        right = tl.load(reference + 2 * query, alive, 0.0)
+        down = tl.load(reference + 2 * query + 1, alive, 0.0)
+        top, scale = _softmax(weights, weight_at, alive, count)
+    return right, down, top, scale
+
+
+@triton.jit
 def _point(points, weights, point_at, weight_at, alive, w, h, right, down, top, scale, fused: tl.constexpr):
     """Where a point is, in pixels of its level with pixel centres on whole numbers, and its attention weight."""
     x = tl.load(points + point_at, alive, 0.0).to(tl.float32)
@@ -175,20 +196,11 @@ def _forward(
     padded_count: tl.constexpr,
     fused: tl.constexpr,
 ):
-    query = tl.program_id(0) * rows + tl.arange(0, rows)
-    channel = tl.arange(0, width)
-    image, head = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
-    row = image * queries + query
-    alive, wide = query < queries, channel < channels
+    query, channel, image, head, row, alive, wide = _place(queries, heads, channels, rows, width)
     count: tl.constexpr = num_levels * num_points
     point_at = row * point_row + head * (2 * count)
     weight_at = row * weight_row + weight_column + head * count
-    right, down = tl.zeros((rows,), tl.float32), tl.zeros((rows,), tl.float32)
-    top, scale = right, down
-    if fused:
-        right = tl.load(reference + 2 * query, alive, 0.0)
-        down = tl.load(reference + 2 * query + 1, alive, 0.0)
-        top, scale = _softmax(weights, weight_at, alive, count)
+    right, down, top, scale = _start(reference, weights, query, weight_at, alive, count, rows, fused)
     total = tl.zeros((rows, width), tl.float32)
     start = image * pixels
     for level in range(num_levels):
@@ -236,22 +248,13 @@ def _backward(
     padded_count: tl.constexpr,
     fused: tl.constexpr,
 ):
-    query = tl.program_id(0) * rows + tl.arange(0, rows)
-    channel = tl.arange(0, width)
-    image, head = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
-    row = image * queries + query
-    alive, wide = query < queries, channel < channels
+    query, channel, image, head, row, alive, wide = _place(queries, heads, channels, rows, width)
     count: tl.constexpr = num_levels * num_points
     point_at = row * point_row + head * (2 * count)
     weight_at = row * weight_row + weight_column + head * count
     grad_at = row * (3 * heads * count) + head * (2 * count)
     grad_weight_at = row * (3 * heads * count) + (2 * heads + head) * count
-    right, down = tl.zeros((rows,), tl.float32), tl.zeros((rows,), tl.float32)
-    top, scale = right, down
-    if fused:
-        right = tl.load(reference + 2 * query, alive, 0.0)
-        down = tl.load(reference + 2 * query + 1, alive, 0.0)
-        top, scale = _softmax(weights, weight_at, alive, count)
+    right, down, top, scale = _start(reference, weights, query, weight_at, alive, count, rows, fused)
     number = tl.arange(0, padded_count)
     slopes = tl.zeros((rows, padded_count), tl.float32)  # d/dweight of each point
     place = (row * heads + head) * channels
