@@ -199,3 +199,16 @@ def test_compiled_by_inductor_the_numbers_stay(training, tmp_path):
             part.compile(fullgraph=True)
         got = model.predictions(images)["pred_masks"]
     assert (got - expected).norm() < 1e-3 * expected.norm()
+
+
+@torch.inference_mode()
+def test_with_cuda_graphs_the_numbers_stay_from_image_to_image(tmp_path):
+    model = Trainer.build_model(tiny_config(tmp_path, "MODEL.DEVICE", "cuda", "MODEL.RESNETS.NORM", "FrozenBN")).eval()
+    images = torch.randn(4, 1, 3, 64, 96, device="cuda")
+    expected = [model.predictions(image)["pred_masks"] for image in images]
+    for part in (model.backbone, model.sem_seg_head):
+        part.compile(fullgraph=True, mode="reduce-overhead")
+    for image, masks in zip(images, expected, strict=True):  # the first runs record
+        torch.compiler.cudagraph_mark_step_begin()
+        got = model.predictions(image)["pred_masks"]
+        assert (got - masks).norm() < 1e-3 * masks.norm()

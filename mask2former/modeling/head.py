@@ -118,7 +118,7 @@ class MaskFormerHead(PixelDecoderHead):
         else:
             source, mask_features = decode_pixels(self.pixel_decoder, self.transformer_in_feature, features)
         device = mask_features.device.type
-        if self.training or not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        if self.training or device == "meta" or not torch.is_autocast_enabled(device):
             return self.predictor(source, mask_features, mask, **further)
         # Whether a query may look somewhere is a yes or no: rounding here costs more accuracy than time. A GPU takes
         # float16, as fast as bfloat16 and eight times finer; elsewhere only keys and values are rounded.
