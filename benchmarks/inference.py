@@ -2,6 +2,7 @@
 
 python benchmarks/inference.py --config r50 --size 800 1088
 python benchmarks/inference.py --config swin_t --against transformers
+python benchmarks/inference.py --profile bfloat16 --flame flame.png
 python benchmarks/inference.py --batches 1 2 4 8 --size 320 480
 python benchmarks/inference.py --device cuda --batches 1 8 --compile
 python benchmarks/inference.py --device cuda --batches 1 --compile reduce-overhead      with CUDA graphs
@@ -13,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -20,6 +22,7 @@ import torch
 from against_transformers import Transformers, apart
 from common import CONFIGS, Worker, alternate, arguments, build, clock, gpu_peak, image, matmul_rate, report, settle
 from detectron2.data.detection_utils import read_image
+from flame import flame
 from plain import PlainModel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -47,11 +50,14 @@ def main() -> None:
         nargs="?",
         const="float32",
         choices=("float32", "bfloat16"),
-        help="where the time goes, by module and by operation, in this precision",
+        help="where the time goes, by part and by operation, in this precision",
     )
+    parser.add_argument("--flame", type=Path, help="with --profile: also as a picture, in this file")
     args = parser.parse_args()
     if args.compile and not args.batches:
         parser.error("--compile needs --batches, for example --batches 1 8")
+    if args.flame and (not args.profile or args.device != "cpu"):
+        parser.error("--flame draws what --profile measures on the CPU: add --profile, leave --device out")
     if args.device != "cpu" and args.against == "transformers":
         parser.error("--against transformers runs on the CPU: leave --device out")
     if args.threads:
@@ -256,20 +262,19 @@ def profile(args: Any) -> None:
     """Seconds of the model's parts, then of operations."""
     model = build(args.config, PRECISION, args.profile, device=args.device)
     sample = {"image": image(*args.size)}
-    head = model.sem_seg_head
     half = torch.autocast(args.device, torch.bfloat16, enabled=args.profile == "bfloat16")
     batch = model.normalized(sample)[None].contiguous(memory_format=torch.channels_last)
     with half:
         features = model.backbone(batch)
-        mask_features, _, levels = head.pixel_decoder.forward_features(features)
     parts = {
         "backbone": half(lambda: model.backbone(batch)),
-        "pixel decoder": half(lambda: head.pixel_decoder.forward_features(features)),
-        "transformer decoder": half(lambda: head.predictor(levels, mask_features)),
+        "head": half(lambda: model.sem_seg_head(features)),
         "image to results": lambda: model([sample]),
     }
     unit = clock(args.device)
     rows = [{"part": name, f"{unit} s": times[unit]} for name, times in alternate(parts, args.repeats).items()]
+    if args.flame:
+        flame(partial(model, [sample]), f"{args.config}, {args.size[0]}x{args.size[1]}, {args.profile}", args.flame)
     with torch.profiler.profile() as recorded:
         model([sample])
         settle()

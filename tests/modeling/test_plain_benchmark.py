@@ -62,3 +62,24 @@ def test_both_sides_of_the_pixel_decoder_agree(plain):
     got = decoder.forward_features(features)
     for one, other in zip((got[0], *got[2]), (expected[0], *expected[2]), strict=True):
         torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
+
+
+def test_the_picture_of_a_call_has_a_row_for_each_depth_and_the_longest_first(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import flame
+
+    def node(seconds, **children):
+        made = flame.Node()
+        made.seconds, made.children = seconds, children
+        return made
+
+    tree = node(10.0, short=node(1.0), long=node(8.0, inner=node(4.0), tiny=node(0.001)))
+    assert flame._depth(tree, tree.seconds) == 2
+    boxes = []
+    pen = type("Pen", (), {"rectangle": lambda self, box, colour: boxes.append(box), "text": lambda *a, **k: None})()
+    flame._draw(pen, tree, 0.0, 0, tree.seconds)
+    starts = [round(box[0] / flame.WIDTH, 3) for box in boxes]
+    assert starts == [0, 0, 0.8]  # long, what it calls, and short after it; what is too narrow is left out
+    picture = tmp_path / "flame.png"
+    flame.flame(lambda: torch.nn.Linear(64, 64)(torch.ones(64, 64)), "a layer", picture)
+    assert picture.stat().st_size > 1000
