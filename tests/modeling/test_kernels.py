@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from numba import njit
 
 from mask2former.modeling.backbone.window_kernels import window_attention
+from mask2former.modeling.layers import Attention
+from mask2former.modeling.masked_attention_kernels import BLOCK, masked_attention
 from mask2former.modeling.ops import threads
 from mask2former.modeling.ops.numba_tools import bfloat16_bits, bits, exponential, number
 from mask2former.modeling.resizing import resized
@@ -66,6 +68,8 @@ def test_a_fork_works_although_its_parent_used_threads():
     code = """
 import os, sys, torch
 torch.set_num_threads(2)
+from mask2former.modeling.layers import Attention
+from mask2former.modeling.masked_attention_kernels import BLOCK, masked_attention
 from mask2former.modeling.ops import threads
 def kernel(first, last): done.append((first, last))
 for process in ("parent", "child"):
@@ -142,3 +146,55 @@ def test_what_grows_or_keeps_its_channels_last_is_left_to_pytorch():
     for given, size in ((x, (8, 3)), (x.contiguous(memory_format=torch.channels_last), (2, 2)), (x.double(), (2, 2))):
         expected = F.interpolate(given, size, mode="bilinear", align_corners=False)
         assert torch.equal(resized(given, size), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("batch", "heads", "queries", "keys", "channels"), [(2, 3, 7, 300, 32), (1, 1, 1, 256, 5)])
+@pytest.mark.parametrize("share", [0.5, 0.01])
+def test_masked_attention_equals_attention_written_out(dtype, batch, heads, queries, keys, channels, share):
+    q = 3 * torch.randn(batch, heads, queries, channels)
+    k, v = (torch.randn(batch, keys, heads, channels).to(dtype).transpose(1, 2) for _ in range(2))
+    allowed = torch.rand(batch, 1, queries, keys) < share
+    allowed[..., -1] = True  # also where the first block has nothing to look at
+    got = masked_attention(q, k, v, allowed)
+    logits = (q.double() @ k.double().transpose(2, 3)) * channels**-0.5
+    exact = logits.masked_fill(~allowed, -torch.inf).softmax(-1) @ v.double()
+    torch.testing.assert_close(got.double(), exact, atol=1e-5, rtol=1e-5)
+
+
+def test_masked_attention_is_the_same_on_any_number_of_threads(two_threads):
+    q, k, v = torch.randn(1, 1, 30, 16), torch.randn(1, 1, 700, 16), torch.randn(1, 1, 700, 16)
+    allowed = torch.rand(1, 1, 30, 700) < 0.02
+    allowed[..., 3] = True
+    together = masked_attention(q, k, v, allowed)
+    torch.set_num_threads(1)
+    assert torch.equal(together, masked_attention(q, k, v, allowed))
+
+
+def test_what_no_query_of_four_may_look_at_is_not_read():
+    q, k, v = torch.randn(1, 1, 4, 8), torch.randn(1, 1, 3 * BLOCK, 8), torch.randn(1, 1, 3 * BLOCK, 8)
+    allowed = torch.zeros(1, 1, 4, 3 * BLOCK, dtype=torch.bool)
+    allowed[..., BLOCK + 5] = True
+    k[:, :, 2 * BLOCK :] = v[:, :, 2 * BLOCK :] = float("nan")
+    torch.testing.assert_close(masked_attention(q, k, v, allowed), v[:, :, [BLOCK + 5]].expand(1, 1, 4, 8))
+
+
+@torch.no_grad()
+def test_attention_takes_the_kernel_where_keys_are_many_and_masked(monkeypatch):
+    from mask2former.modeling import layers
+
+    attention, calls = Attention(16, 2).eval(), []
+    monkeypatch.setattr(layers, "KEYS", 40)
+    monkeypatch.setattr(
+        "mask2former.modeling.masked_attention_kernels.masked_attention",
+        lambda *args: calls.append(len(args)) or masked_attention(*args),
+    )
+    for keys, mask in ((40, True), (39, True), (40, False)):
+        x, y = torch.randn(2, 3, 16), torch.randn(2, keys, 16)
+        allowed = torch.rand(2, 1, 3, keys) < 0.5 if mask else None
+        if mask:
+            allowed[..., 0] = True
+        got = attention(x, y, y, allowed)
+        with torch.enable_grad():
+            torch.testing.assert_close(got, attention(x, y, y, allowed).detach(), atol=1e-5, rtol=1e-5)
+    assert calls == [4]
