@@ -15,31 +15,28 @@ from detectron2.layers import Conv2d
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .ops.deform_attn import choose_backend
+from .ops.deform_attn import has_cpu_kernels
 from .packed_linear import compute_dtype, is_mere, is_ordinary
 
 # A smaller convolution to be differentiated is left to oneDNN: NNPACK would gain a few milliseconds or lose them.
 CHANNELS, PIXELS = 128, 32 * 32
-
-SERVED = (torch.float32, torch.bfloat16)
 
 
 def serves(lateral: nn.Module, smooth: nn.Module, features: Tensor) -> bool:
     """Whether `smoothed_sum` may stand for these convolutions, normalised by groups, of these features."""
     if not (is_mere(lateral, Conv2d) and is_mere(smooth, Conv2d)):
         return False
-    differentiated = torch.is_grad_enabled()
+    dtype, differentiated = compute_dtype(features), torch.is_grad_enabled()
     return (
         is_ordinary(features)
-        and (compute_dtype(features) in SERVED if not differentiated else compute_dtype(features) == torch.float32)
-        and features.dtype in (torch.float32, compute_dtype(features))
+        and features.dtype in (torch.float32, dtype)
         and has_nnpack()
         and all(is_mere(conv.norm, nn.GroupNorm) and conv.norm.affine for conv in (lateral, smooth))
         and _is_simple(lateral, 1)
         and _is_simple(smooth, 3)
         and lateral.activation is None
         and smooth.activation is F.relu
-        and (_pays(smooth, features) if differentiated else choose_backend("cpu", torch.float32) == "numba")
+        and (dtype == torch.float32 and _pays(smooth, features) if differentiated else has_cpu_kernels(dtype))
     )
 
 

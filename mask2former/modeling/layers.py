@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .ops.deform_attn import choose_backend
+from .ops.deform_attn import has_cpu_kernels
 from .packed_linear import is_ordinary, may_run_in_blocks
 
 # On fewer keys PyTorch's kernel is as fast.
@@ -78,8 +78,7 @@ def _has_kernel(q: Tensor, k: Tensor, allowed: Tensor) -> bool:
         and allowed.shape == (len(q), 1, q.shape[2], k.shape[2])
         and may_run_in_blocks(q)
         and q.dtype == torch.float32
-        and k.dtype in (torch.float32, torch.bfloat16)
-        and choose_backend("cpu", q.dtype) == "numba"
+        and has_cpu_kernels(k.dtype)
     )
 
 

@@ -17,6 +17,8 @@ from .ops.vector_loops import multiply_add
 
 # Queries and keys of a block.
 TILE, BLOCK = 4, 256
+# Of a channel's keys: rows that lie a power of two apart would share few lines of the cache.
+STRIDE = BLOCK + 16
 
 _F = np.float32
 _LOW = _F(-1e30)  # the logit of what a query may not look at
@@ -52,7 +54,7 @@ def _attend(first, last, queries, keys, values, allowed, chunks, out):
     """Items are (image, head, chunk of queries)."""
     _, count, heads, channels = out.shape
     chunk = ((count + chunks - 1) // chunks + TILE - 1) // TILE * TILE
-    by_channel, rows = np.zeros((channels, BLOCK + 16), np.float32), np.empty((BLOCK, channels), np.float32)
+    by_channel, rows = np.zeros((channels, STRIDE), np.float32), np.empty((BLOCK, channels), np.float32)
     scores, lanes = np.empty((TILE, BLOCK), np.float32), np.empty(32, np.float32)
     top, total = np.empty(count, np.float32), np.empty(count, np.float32)
     step = heads * channels
@@ -84,7 +86,7 @@ def _attend(first, last, queries, keys, values, allowed, chunks, out):
                     BLOCK,
                     step,
                     1,
-                    BLOCK + 16,
+                    STRIDE,
                 )
                 for i in range(height):
                     line, look = scores[i], allowed[image, 0, query + i, begin : begin + length]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mask2former.modeling.pixel_decoder import encoder_blocks
-from mask2former.modeling.pixel_decoder.msdeformattn import DeformableTransformer
+from mask2former.modeling.pixel_decoder.msdeformattn import DeformableEncoderLayer, DeformableTransformer
 
 
 def encoder(dropout: float = 0.0) -> DeformableTransformer:
@@ -52,3 +52,15 @@ def test_who_listens_or_drops_gets_the_layers():
     layer.norm1.register_forward_hook(lambda *args: None)
     assert not encoder_blocks.serves(layer)
     assert not encoder_blocks.serves(encoder().double().encoder.layers[0])
+
+
+@torch.no_grad()
+def test_layers_with_different_heads_are_run_one_by_one():
+    transformer = DeformableTransformer(16, 4, 2, 1, 0.0).eval()
+    transformer.encoder.layers[1] = DeformableEncoderLayer(16, 2, 1, 0.0).eval()
+    for layer in transformer.encoder.layers:
+        nn.init.normal_(layer.self_attn.attention_weights.weight)
+    x = torch.randn(1, 16, 5, 6)
+    with torch.enable_grad():
+        expected = transformer([x])[0].detach()
+    torch.testing.assert_close(transformer([x])[0], expected, atol=1e-5, rtol=1e-5)

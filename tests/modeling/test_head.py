@@ -192,3 +192,18 @@ def test_a_hook_on_the_last_convolution_is_called():
     head.pixel_decoder.mask_features.register_forward_hook(lambda module, given, result: seen.append(result.shape))
     assert head(_features())["pred_masks"].shape == (2, 3, 16, 16)
     assert seen == [(2, 16, 16, 16)]
+
+
+@torch.no_grad()
+def test_under_autocast_the_decoder_works_in_float32_and_is_told_the_type_of_the_keys(monkeypatch):
+    head, seen = build_sem_seg_head(_cfg(*DEFORMABLE), SHAPES).eval(), []
+    forward = type(head.predictor).forward
+
+    def spy(decoder, levels, mask_features, mask=None, **further):
+        seen.append((levels[0].dtype, mask_features.dtype, torch.is_autocast_enabled("cpu"), further["keys_dtype"]))
+        return forward(decoder, levels, mask_features, mask, **further)
+
+    monkeypatch.setattr(type(head.predictor), "forward", spy)
+    with torch.autocast("cpu", torch.bfloat16):
+        masks = head(_features())["pred_masks"]
+    assert seen == [(torch.float32, torch.float32, False, torch.bfloat16)] and masks.dtype == torch.float32

@@ -198,3 +198,16 @@ def test_attention_takes_the_kernel_where_keys_are_many_and_masked(monkeypatch):
         with torch.enable_grad():
             torch.testing.assert_close(got, attention(x, y, y, allowed).detach(), atol=1e-5, rtol=1e-5)
     assert calls == [4]
+
+
+@pytest.mark.parametrize("query", range(4))
+def test_a_block_that_one_query_of_four_may_look_at_is_read(query):
+    q, k, v = torch.randn(1, 1, 4, 8), torch.randn(1, 1, 2 * BLOCK, 8), torch.randn(1, 1, 2 * BLOCK, 8)
+    allowed = torch.zeros(1, 1, 4, 2 * BLOCK, dtype=torch.bool)
+    allowed[..., BLOCK + 5] = True
+    allowed[0, 0, query] = False
+    allowed[0, 0, query, 3] = True
+    got = masked_attention(q, k, v, allowed)[0, 0]
+    expected = v[0, 0, [BLOCK + 5]].repeat(4, 1)
+    expected[query] = v[0, 0, 3]
+    torch.testing.assert_close(got, expected)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.deform_attn import choose_backend
+from ..ops.deform_attn import has_cpu_kernels
 from ..packed_linear import compute_dtype, packed_linear
 from ..position_encoding import cached_per_shape
 from .windows import parting_mask, shift_regions, to_windows
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 # Pixels that go through a block together.
 ROWS = 4096
-# Types of the window kernel.
-SERVED = (torch.float32, torch.bfloat16)
 
 
 class Group(NamedTuple):
@@ -75,7 +73,7 @@ def in_rows(norm: nn.Module, linear: nn.Module, x: Tensor) -> Tensor:
 
 def _attend(qkv: Tensor, bias: Tensor, scale: float | None) -> Tensor:
     """(G, N, 3, A, C / A), (1 or G, A, N, N) -> (G * N, C)."""
-    if qkv.dtype in SERVED and choose_backend("cpu", torch.float32) == "numba":
+    if has_cpu_kernels(qkv.dtype):
         from .window_kernels import window_attention  # here: Numba takes its time to import
 
         return window_attention(qkv, bias.float(), scale or qkv.shape[-1] ** -0.5)

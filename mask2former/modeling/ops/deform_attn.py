@@ -114,6 +114,11 @@ def choose_backend(device: str, dtype: torch.dtype, backend: str | None = None) 
     return name
 
 
+def has_cpu_kernels(*dtypes: torch.dtype) -> bool:
+    """Whether the CPU's kernels, of whatever purpose, serve these types; the user may rule them out."""
+    return set(dtypes) <= {torch.float32, torch.bfloat16} and choose_backend("cpu", torch.float32) == "numba"
+
+
 # What torch.compiler.assume_constant_result does, which imports the whole compiler: seconds at every start.
 choose_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
@@ -124,7 +129,7 @@ def _is_installed(package: str) -> bool:
     found = importlib.util.find_spec(package) is not None
     if not found:
         logger.warning(
-            "%s is not installed: deformable attention runs in plain PyTorch, several times slower (pip install %s)",
+            "%s is not installed: attention and results run in plain PyTorch, several times slower (pip install %s)",
             package,
             package,
         )

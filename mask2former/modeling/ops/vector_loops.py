@@ -181,8 +181,6 @@ def multiply_add(typingctx, out, a, b, rows, inner, columns, out_row, a_row, a_c
                     for number in range(vectors)
                 ]
                 sums = [cgutils.alloca_once_value(builder, builder.load(target, align=4)) for target in targets]
-                for total, target in zip(sums, targets, strict=True):
-                    builder.store(builder.load(target, align=4), total)
                 with cgutils.for_range(builder, inner) as step:
                     source = builder.add(start, builder.mul(step.index, b_row))
                     right = [

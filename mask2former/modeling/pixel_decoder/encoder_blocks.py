@@ -40,7 +40,7 @@ def serves(layer: "DeformableEncoderLayer") -> bool:
 def encode(
     layers: "Sequence[DeformableEncoderLayer]", pixels: Tensor, position: Tensor, centers: Tensor, shapes: "Shapes"
 ) -> Tensor:
-    """All layers; matrix products in the type of autocast, sums and norms in float32.
+    """All layers, of the same number of heads; matrix products in the type of autocast, sums and norms in float32.
 
     Args:
         pixels: (B, S, C), overwritten.

@@ -173,7 +173,8 @@ class DeformableTransformer(nn.Module):
         ).to(pixels.dtype)  # (S, C)
         centers = pixel_centers(shapes, device)
         layers: Any = self.encoder.layers
-        if may_run_in_blocks(pixels) and len(layers) and all(map(encoder_blocks.serves, layers)):
+        alike = len({layer.self_attn.heads for layer in layers}) == 1
+        if alike and may_run_in_blocks(pixels) and all(map(encoder_blocks.serves, layers)):
             pixels = encoder_blocks.encode(layers, pixels, position, centers, shapes)
         else:
             for layer in layers:

@@ -27,27 +27,27 @@ class StandardTransformerDecoder(nn.Module):
         in_channels: int,
         mask_classification: bool = True,
         *,
-        num_classes: int,
-        hidden_dim: int,
         num_queries: int,
-        nheads: int,
-        dropout: float,
-        dim_feedforward: int,
+        num_classes: int,
+        mask_dim: int,
+        hidden_dim: int,
+        enforce_input_project: bool,
         enc_layers: int,
         dec_layers: int,
+        nheads: int,
+        dim_feedforward: int,
+        dropout: float,
         pre_norm: bool,
         deep_supervision: bool,
-        mask_dim: int,
-        enforce_input_project: bool,
     ) -> None:
         """
         Args:
             in_channels: width of the feature map.
             mask_classification: False: masks only, one query per class.
             num_classes: K, without "no object".
-            deep_supervision: also return what the layers before the last predict.
             mask_dim: width of the mask features.
             enforce_input_project: project the feature map even if it has hidden_dim channels.
+            deep_supervision: also return what the layers before the last predict.
         """
         super().__init__()
         self.deep_supervision = deep_supervision
@@ -66,18 +66,18 @@ class StandardTransformerDecoder(nn.Module):
         return {
             "in_channels": in_channels,
             "mask_classification": mask_classification,
+            "num_queries": mask_former.NUM_OBJECT_QUERIES,
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "mask_dim": cfg.MODEL.SEM_SEG_HEAD.MASK_DIM,
             "hidden_dim": mask_former.HIDDEN_DIM,
-            "num_queries": mask_former.NUM_OBJECT_QUERIES,
-            "nheads": mask_former.NHEADS,
-            "dropout": mask_former.DROPOUT,
-            "dim_feedforward": mask_former.DIM_FEEDFORWARD,
+            "enforce_input_project": mask_former.ENFORCE_INPUT_PROJ,
             "enc_layers": mask_former.ENC_LAYERS,
             "dec_layers": mask_former.DEC_LAYERS,
+            "nheads": mask_former.NHEADS,
+            "dim_feedforward": mask_former.DIM_FEEDFORWARD,
+            "dropout": mask_former.DROPOUT,
             "pre_norm": mask_former.PRE_NORM,
             "deep_supervision": mask_former.DEEP_SUPERVISION,
-            "enforce_input_project": mask_former.ENFORCE_INPUT_PROJ,
         }
 
     def forward(self, x: Tensor, mask_features: Tensor, mask: Tensor | None = None) -> Prediction:
